@@ -1,4 +1,4 @@
-"""Strict promotion, so that no array is widened or broadcast by accident, and eight simulated devices for layouts."""
+"""Strict promotion, so that nothing is widened or broadcast by accident, and eight simulated devices for layouts."""
 
 import os
 
@@ -6,8 +6,6 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
-import jax.numpy as jnp
-import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
