@@ -1,0 +1,56 @@
+"""Every field there is, with the value it has where an experiment does not say otherwise."""
+
+from ml_collections import ConfigDict
+
+
+def config() -> ConfigDict:
+    c = ConfigDict()
+    c.seed = 0  # of the parameters, the batches and the noise: same seed, same run, bit for bit
+    c.steps = 6_000
+    c.batch_size = 512  # examples a step, over all devices
+    c.learning_rate = 2e-3  # after warm-up
+    c.ema_decay = 0.999  # of the average of the parameters, which is what samples are drawn with
+    c.log_every = 100  # steps between lines of metrics.jsonl
+    c.sample_every = 1_000  # steps between pictures; 0 = only the last
+    c.checkpoint_every = 1_000
+    c.keep_checkpoints = 3  # the newest so many
+    c.layout = "jit"  # jit | pmap | shard_map: the same numbers by three ways of using many devices
+
+    c.data = ConfigDict()
+    c.data.name = "spiral"
+    c.data.dir = ""  # where tfds keeps its data sets; "" = ~/tensorflow_datasets
+    c.data.train = "train"  # split names, as tfds writes them: "train[:90%]"
+    c.data.test = "test"
+    c.data.size = 0  # images are cropped square and resized to so many pixels; 0 = as they are
+    c.data.flip = False  # mirror half of the images
+
+    c.schedule = ConfigDict({"name": "vp_linear"})  # further fields go to the schedule, e.g. beta_max
+    c.network = ConfigDict({"name": "mlp"})  # further fields go to the network
+    c.prediction = "eps"  # x0 | eps | v | flow | score: what the network's output means
+    c.loss = "squared"  # squared | absolute
+    c.weighting = "uniform"  # over times, see build.py
+    c.times = "stratified"  # stratified | uniform: how times are drawn
+    c.drop_label = 0.1  # share of labels hidden in training, for guidance; only with classes
+    c.conditional = False  # whether the network is told the class
+
+    c.optimizer = ConfigDict()
+    c.optimizer.name = "adam"  # adam | adamw | sgd
+    c.optimizer.clip = 1.0  # largest norm of the gradient; 0 = as it comes
+    c.optimizer.warmup = 100  # steps of linear warm-up
+    c.optimizer.decay = "cosine"  # cosine | constant: learning rate after warm-up, over `steps`
+    c.optimizer.weight_decay = 0.0  # adamw only
+
+    c.sampler = ConfigDict()
+    c.sampler.name = "ancestral"  # ancestral | ddim | bridge
+    c.sampler.eta = 0.0  # ddim only: 0 deterministic, 1 ancestral
+    c.sampler.steps = 100
+    c.sampler.spacing = "uniform"  # uniform | quadratic | karras | logsnr
+    c.sampler.start = 1.0  # first and last time
+    c.sampler.stop = 0.0
+    c.sampler.guidance = 0.0  # classifier-free, only where conditional
+    c.sampler.chunk = 512  # examples on a device at once
+
+    c.evaluate = ConfigDict()
+    c.evaluate.num = 2_000  # samples measured
+    c.evaluate.splits = 5  # of real data against real data, for the floor
+    return c

@@ -1,0 +1,9 @@
+"""A noisy spiral in the plane: the first thing to run. A minute or two on two CPU cores."""
+
+from experiments.configs import default
+
+
+def config():
+    c = default.config()
+    c.network.hidden = (128, 128, 128)
+    return c
