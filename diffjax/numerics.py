@@ -107,13 +107,15 @@ def sum_event(x: Array, t: ArrayLike) -> Array:
 
 
 def compute_dtype(*arrays: Any) -> Any:
-    """The floating type to calculate in: float64 if any array is float64, else float32.
+    """The floating type to calculate in: float64 if any array is (Python numbers alone: JAX's default), else float32.
 
     Example:
       >>> print(compute_dtype(jnp.ones(2, jnp.bfloat16)))
       float32
     """
-    wide = any(getattr(x, "dtype", None) == jnp.float64 for x in arrays)
+    dtypes = [x.dtype for x in arrays if hasattr(x, "dtype")]
+    default = jnp.result_type(float)  # float64 where x64 is on
+    wide = default == jnp.float64 and (not dtypes or jnp.dtype(jnp.float64) in dtypes)
     return jnp.dtype(jnp.float64 if wide else jnp.float32)
 
 

@@ -195,11 +195,14 @@ def time_of_logsnr(value: ArrayLike, *, schedule: Schedule) -> Array:
     # From [0, 1] to the spacing of floats near 1e-10 (float64: 1e-20), where float32 times of interest end.
     steps = 36 if value.dtype == jnp.float32 else 70
     fixed = jax.lax.stop_gradient(value)
+    move = jnp.where(jnp.isfinite(fixed), value, jnp.zeros_like(value))  # 0 in value, carries the derivative
     low, high = jax.lax.fori_loop(0, steps, halve, (jnp.zeros_like(fixed), jnp.ones_like(fixed)))
     t = jax.lax.stop_gradient(0.5 * (low + high))
     t = jnp.where(fixed >= logsnr(jnp.zeros_like(t), schedule=schedule), jnp.zeros_like(t), t)
     t = jnp.where(fixed <= logsnr(jnp.ones_like(t), schedule=schedule), jnp.ones_like(t), t)
-    return t + numerics.safe_divide(value - fixed, jax.lax.stop_gradient(dlogsnr(t, schedule=schedule)))
+    return t + numerics.safe_divide(
+        move - jax.lax.stop_gradient(move), jax.lax.stop_gradient(dlogsnr(t, schedule=schedule))
+    )
 
 
 def _interior(t: Array) -> Array:

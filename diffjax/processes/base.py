@@ -12,6 +12,7 @@ Where a density or a score is known too, score-based samplers, likelihoods and c
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -140,8 +141,7 @@ def joint(processes: Any) -> Process:
 
     def log_prob(x0, xt, t):
         rows = zip(leaves, parts(x0, "x0"), parts(xt, "xt"), clocks(t), strict=True)
-        first, *rest = [require(p, "log_prob")(a, b, u) for p, a, b, u in rows]
-        return sum(rest, start=first)
+        return functools.reduce(jnp.add, [require(p, "log_prob")(a, b, u) for p, a, b, u in rows])
 
     def score(x0, xt, t):
         rows = zip(leaves, parts(x0, "x0"), parts(xt, "xt"), clocks(t), strict=True)
