@@ -1,0 +1,114 @@
+"""Losses against direct evaluation, and the promise that a weighting means the same whatever is predicted."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffjax import losses, schedules
+from diffjax.processes import predictions
+
+KINDS = {k: getattr(predictions, k) for k in ("x0", "eps", "v", "flow", "score")}
+WEIGHTINGS = {
+    "snr": losses.snr,
+    "truncated": losses.truncated_snr,
+    "min": losses.min_snr(5.0),
+    "sigmoid": losses.sigmoid(-1.0),
+    "edm": losses.edm(0.5),
+    "likelihood": losses.likelihood,
+}
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS.values(), ids=WEIGHTINGS)
+@pytest.mark.parametrize(
+    "schedule", [schedules.cosine(), schedules.rectified(), schedules.karras()], ids=["cosine", "rectified", "karras"]
+)
+def test_a_weighting_is_the_same_loss_whatever_is_predicted(weighting, schedule):
+    # One estimate of x_0, turned into each kind of prediction: equal weighted losses.
+    key, t = jax.random.key(0), jnp.linspace(0.02, 0.98, 7)
+    x0 = jax.random.normal(jax.random.key(1), (7, 4))
+    estimate = lambda xt: 0.3 * jnp.tanh(xt) + 0.1
+    values = []
+    for kind in KINDS.values():
+        predict = lambda xt, u, kind=kind: predictions.convert(
+            estimate(xt), xt, u, source=predictions.x0, target=kind, schedule=schedule
+        )
+        values.append(losses.regression(key, predict, x0, t, schedule=schedule, kind=kind, weighting=weighting))
+    for value in values[1:]:
+        np.testing.assert_allclose(value, values[0], rtol=2e-3)
+
+
+def test_weights_are_the_published_ones():
+    # Written out for a variance-preserving schedule: SNR = alpha^2 / sigma^2.
+    s, t = schedules.cosine(), jnp.linspace(0.05, 0.95, 9)
+    alpha, sigma = s(t)
+    snr = alpha**2 / sigma**2
+    w = lambda kind, weighting: losses.weight(t, s, kind=KINDS[kind], weighting=weighting)
+    np.testing.assert_allclose(w("x0", losses.snr), snr, rtol=1e-4)
+    np.testing.assert_allclose(w("v", losses.snr), snr / (snr + 1), rtol=1e-4)
+    np.testing.assert_allclose(w("x0", losses.min_snr(5.0)), np.minimum(snr, 5), rtol=1e-4)
+    np.testing.assert_allclose(w("v", losses.min_snr(5.0)), np.minimum(snr, 5) / (snr + 1), rtol=1e-4)
+    np.testing.assert_allclose(w("v", losses.truncated_snr), np.maximum(snr, 1) / (snr + 1), rtol=1e-4)
+    np.testing.assert_allclose(w("eps", losses.sigmoid(-1.0)), 1 / (1 + np.e * snr), rtol=1e-4)
+    # -1/2 dSNR/dt on x_0 (Kingma et al. 2021, eq. 13), the derivative by central differences.
+    ratio = lambda u: (s(u)[0] / s(u)[1]) ** 2
+    with jax.enable_x64(True):
+        u = jnp.asarray(np.asarray(t), jnp.float64)
+        slope = -0.5 * (ratio(u + 1e-6) - ratio(u - 1e-6)) / 2e-6
+    np.testing.assert_allclose(w("x0", losses.likelihood), slope, rtol=1e-3)
+    e = sigma / alpha
+    np.testing.assert_allclose(w("x0", losses.edm(0.5)), (e**2 + 0.25) / (e * 0.5) ** 2, rtol=1e-4)
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS.values(), ids=WEIGHTINGS)
+def test_weights_and_losses_are_finite_at_both_ends(weighting):
+    t = jnp.array([0.0, 1.0])
+    for schedule in (schedules.cosine(), schedules.vp_linear(), schedules.rectified()):
+        # The bound's own weight is infinite where the log-SNR is, by definition.
+        if weighting is losses.likelihood:
+            continue
+        assert np.isfinite(weighting(t, schedule)).all()
+    v = losses.weight(t, schedules.cosine(), kind=predictions.v, weighting=losses.truncated_snr)
+    np.testing.assert_allclose(v, 1.0, rtol=1e-4)
+
+
+def test_loss_is_the_mean_error_of_the_prediction():
+    key, t, s = jax.random.key(0), jnp.array([0.2, 0.7]), schedules.rectified()
+    x0 = jax.random.normal(jax.random.key(1), (2, 3))
+    seen = {}
+
+    def predict(xt, u):
+        seen.update(xt=xt, t=u)
+        return jnp.zeros_like(xt)
+
+    mse = losses.regression(key, predict, x0, t, schedule=s, kind=predictions.flow)
+    eps = (seen["xt"] - (1 - t)[:, None] * x0) / t[:, None]
+    np.testing.assert_allclose(mse, np.mean((eps - x0) ** 2, axis=1), rtol=1e-5)
+    mae = losses.regression(key, predict, x0, t, schedule=s, kind=predictions.flow, error=losses.absolute)
+    np.testing.assert_allclose(mae, np.mean(np.abs(eps - x0), axis=1), rtol=1e-5)
+    where = jnp.array([[True, False, True], [False, False, False]])
+    part = losses.regression(key, predict, x0, t, schedule=s, kind=predictions.flow, where=where)
+    np.testing.assert_allclose(part, [np.mean(((eps - x0) ** 2)[0, [0, 2]]), 0.0], rtol=1e-5)
+
+
+def test_noise_has_unit_variance_and_depends_on_the_example_alone():
+    from diffjax import numerics
+
+    key, index = jax.random.key(0), jnp.arange(4096)
+    keys = numerics.example_keys(key, index)
+    zero = lambda xt, t: jnp.zeros_like(xt)
+    x0 = jnp.zeros((4096, 2))
+    loss = losses.regression(keys, zero, x0, jnp.full(4096, 0.5), schedule=schedules.cosine())
+    # Mean of 8192 squared normals: standard error .0156; |z| > 5 happens once in 2 million.
+    assert abs(float(loss.mean()) - 1) < 5 * np.sqrt(2 / 8192)
+    part = losses.regression(keys[100:108], zero, x0[:8], jnp.full(8, 0.5), schedule=schedules.cosine())
+    np.testing.assert_array_equal(part, loss[100:108])
+
+
+def test_half_precision_networks_are_judged_in_float32():
+    x0 = jnp.ones((2, 1000))
+    loss = losses.regression(
+        jax.random.key(0), lambda xt, t: xt.astype(jnp.bfloat16), x0, jnp.full(2, 0.5), schedule=schedules.cosine()
+    )
+    assert loss.dtype == jnp.float32
+    assert losses.mean_error(x0.astype(jnp.bfloat16), x0, jnp.zeros(2)).dtype == jnp.float32
