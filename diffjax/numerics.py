@@ -131,14 +131,14 @@ def upcast(*arrays: ArrayLike) -> tuple[Array, ...]:
     return tuple(jnp.asarray(x, dtype) for x in arrays)
 
 
-def safe_sqrt(x: Array) -> Array:
+def safe_sqrt(x: ArrayLike) -> Array:
     """`sqrt(x)` whose derivative at 0 is large and finite (5e11) instead of infinite, so that `0 * inf` never arises.
 
     Example:
       >>> print(safe_sqrt(jnp.array([0.0, 4.0])))
       [0. 2.]
     """
-    return _safe_sqrt(x)
+    return _safe_sqrt(jnp.asarray(x))
 
 
 @jax.custom_jvp
@@ -150,7 +150,7 @@ def _safe_sqrt(x):
 def _safe_sqrt_jvp(primals, tangents):
     (x,), (dx,) = primals, tangents
     # The public function again, so that second derivatives take this rule too.
-    return safe_sqrt(x), 0.5 * dx / safe_sqrt(jnp.maximum(x, jnp.asarray(1e-24, x.dtype)))
+    return safe_sqrt(x), 0.5 * dx / safe_sqrt(jnp.maximum(x, 1e-24))
 
 
 def safe_divide(numerator: Array, denominator: Array) -> Array:
