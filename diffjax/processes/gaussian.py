@@ -82,7 +82,9 @@ def posterior(x0: Array, xt: Array, s: ArrayLike, t: ArrayLike, *, schedule: Sch
 
 def _posterior_coefficients(s: ArrayLike, t: ArrayLike, schedule: Schedule, dtype) -> tuple[Array, Array, Array, Array]:
     (alpha_s, sigma_s), (alpha_t, sigma_t) = ([v.astype(dtype) for v in schedule(time)] for time in (s, t))
-    a = numerics.safe_divide(alpha_t, alpha_s)
+    # alpha_s = 0 leaves only s = t, where the bridge is the identity: a = 1.
+    noise = alpha_s == 0
+    a = jnp.where(noise, jnp.ones_like(alpha_t), alpha_t) / jnp.where(noise, jnp.ones_like(alpha_s), alpha_s)
     b = numerics.safe_divide(sigma_s, sigma_t)
     keep = jnp.maximum(1 - (a * b) ** 2, jnp.zeros((), dtype))
     return keep, a * b * b, sigma_s * numerics.safe_sqrt(keep), alpha_s
