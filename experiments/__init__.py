@@ -22,3 +22,5 @@ def run(main: Callable[[], int | None]) -> None:
     except (UserError, OSError) as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -41,7 +41,7 @@ def load(name: str) -> ConfigDict:
       UserError: there is no such config; the message lists the names there are.
     """
     path = Path(name) if name.endswith((".py", ".json")) else _HERE / f"{name}.py"
-    if name not in names() and not (path.parent != _HERE and path.is_file()):
+    if name not in [*names(), "default"] and not (path.parent != _HERE and path.is_file()):
         what = "config file" if path.parent != _HERE else "config"
         raise UserError(f"there is no {what} {name!r}{suggest(name, names())}; the configs are: {', '.join(names())}")
     if path.suffix == ".json":
@@ -54,6 +54,11 @@ def load(name: str) -> ConfigDict:
     if not hasattr(module, "config"):
         raise UserError(f"{path} has no function `config()` that returns an ml_collections.ConfigDict")
     return module.config()
+
+
+def listing() -> str:
+    """Every field of the default config with its value, a flag a line."""
+    return "\n".join(f"  --config.{name}={value}" for name, value in _flat(load("default")))
 
 
 def read(path: Path) -> ConfigDict:

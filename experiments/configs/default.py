@@ -28,10 +28,10 @@ def config() -> ConfigDict:
     c.network = ConfigDict({"name": "mlp"})  # further fields go to the network
     c.prediction = "eps"  # x0 | eps | v | flow | score: what the network's output means
     c.loss = "squared"  # squared | absolute
-    c.weighting = "uniform"  # over times, see build.py
-    c.times = "stratified"  # stratified | uniform: how times are drawn
-    c.drop_label = 0.1  # share of labels hidden in training, for guidance; only with classes
+    c.weighting = "uniform"  # uniform | snr | truncated_snr | min_snr | sigmoid | edm | likelihood
+    c.times = "stratified"  # stratified | uniform | logit_normal: how times are drawn
     c.conditional = False  # whether the network is told the class
+    c.drop_label = 0.1  # share of classes hidden in training, for guidance
 
     c.optimizer = ConfigDict()
     c.optimizer.name = "adam"  # adam | adamw | sgd
@@ -48,6 +48,7 @@ def config() -> ConfigDict:
     c.sampler.start = 1.0  # first and last time
     c.sampler.stop = 0.0
     c.sampler.guidance = 0.0  # classifier-free, only where conditional
+    c.sampler.clip = 0.0  # the estimate of x_0 is held within +- this; 0 = free
     c.sampler.chunk = 512  # examples on a device at once
 
     c.evaluate = ConfigDict()

@@ -5,5 +5,5 @@ from experiments.configs import default
 
 def config():
     c = default.config()
-    c.network.hidden = (128, 128, 128)
+    c.network.features = (128, 128, 128)
     return c

@@ -1,0 +1,85 @@
+"""Pictures: grids of images, clouds of points, and the reverse walk as a GIF.
+
+All are drawn with NumPy and Pillow, in milliseconds, so that a picture every few hundred steps costs training nothing.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+_INK = {"data": (190, 200, 215), "samples": (200, 60, 40)}
+
+
+def picture(samples: np.ndarray, reference: np.ndarray | None = None, *, columns: int | None = None) -> Image.Image:
+    """A picture of samples: points of the plane over real ones in grey, or a grid of images on [-1, 1].
+
+    Args:
+      samples: `[n, 2]` or `[n, height, width, 1 or 3]`.
+      reference: real points, for the plane; they also set the frame.
+      columns: of the grid; about a square by default.
+    """
+    if samples.ndim == 2:
+        return cloud(samples, samples if reference is None else reference)
+    return grid(samples, columns=columns)
+
+
+def grid(images: np.ndarray, *, columns: int | None = None, gap: int = 1) -> Image.Image:
+    """Images `[n, height, width, 1 or 3]` on [-1, 1] side by side, enlarged to be seen."""
+    n, height, width, channels = images.shape
+    columns = columns or int(np.ceil(np.sqrt(n)))
+    rows = -(-n // columns)
+    pixels = np.clip(np.rint((np.nan_to_num(images) + 1) * 127.5), 0, 255).astype(np.uint8)
+    sheet = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, channels), 64, np.uint8)
+    for i, image in enumerate(pixels):
+        top, left = gap + (i // columns) * (height + gap), gap + (i % columns) * (width + gap)
+        sheet[top : top + height, left : left + width] = image
+    scale = max(1, round(640 / max(sheet.shape[:2])))
+    flat = Image.fromarray(sheet[:, :, 0] if channels == 1 else sheet)
+    return flat.resize((flat.width * scale, flat.height * scale), Image.Resampling.NEAREST)
+
+
+def cloud(points: np.ndarray, reference: np.ndarray, *, side: int = 480) -> Image.Image:
+    """Points `[n, 2]` in red over real ones in grey, in a square frame set by the real ones."""
+    center = (reference.max(0) + reference.min(0)) / 2
+    reach = 0.6 * float((reference.max(0) - reference.min(0)).max())
+    sheet = np.full((2 * side, 2 * side, 3), 255, np.float32)  # twice as fine, then halved: smooth dots
+    layers = [(reference, "data", 0.5), (points, "samples", 0.75)]
+    for dots, kind, opacity in layers:
+        covered = _dots((dots - center) / reach, 2 * side, radius=3)
+        sheet += (opacity * covered)[:, :, None] * (np.array(_INK[kind], np.float32) - sheet)
+    return Image.fromarray(sheet.astype(np.uint8)).resize((side, side), Image.Resampling.BOX)
+
+
+def _dots(points: np.ndarray, side: int, radius: int) -> np.ndarray:
+    # 1 where a dot lies, for points on [-1, 1]^2.
+    inside = np.isfinite(points).all(1) & (np.abs(points) < 1).all(1)
+    x, y = ((points[inside] + 1) / 2 * (side - 1)).astype(int).T
+    covered = np.zeros((side, side), np.float32)
+    for i in range(-radius, radius + 1):
+        for j in range(-radius, radius + 1):
+            if i * i + j * j <= radius * radius:
+                covered[np.clip(side - 1 - y + i, 0, side - 1), np.clip(x + j, 0, side - 1)] = 1
+    return covered
+
+
+def animate(frames: Sequence[Image.Image], path: Path, *, seconds: float = 4.0, rest: float = 1.5) -> None:
+    """Writes frames as a GIF that runs for so many seconds, rests on the last one and starts again."""
+    each = max(20, round(1000 * seconds / len(frames)))
+    frames = [frame.convert("P", palette=Image.Palette.ADAPTIVE, colors=64) for frame in frames]
+    durations = [each] * (len(frames) - 1) + [round(1000 * rest)]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
+
+
+def walk(states: np.ndarray, path: Path, reference: np.ndarray | None = None, *, frames: int = 40) -> None:
+    """Writes the GIF of a reverse walk `[steps, n, *event]`: `frames` of its states, the last one included."""
+    chosen = np.unique(np.linspace(0, len(states) - 1, frames).round().astype(int))
+    animate([picture(states[i], reference) for i in chosen], path)
+
+
+def separately(images: np.ndarray, folder: Path) -> None:
+    """Writes each image as a PNG of its own size, `00000.png`, `00001.png`, ..."""
+    pixels = np.clip(np.rint((images + 1) * 127.5), 0, 255).astype(np.uint8)
+    for i, image in enumerate(pixels):
+        Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(folder / f"{i:05d}.png")

@@ -1,0 +1,253 @@
+"""Trains a diffusion model from a config, before one's eyes.
+
+    python -m experiments.train                                         # the spiral
+    python -m experiments.train --config digits --workdir runs/mine --config.steps=2000
+
+A run is a function of its config: the batch, the noise and the parameters of step k follow from the seed and k. So a run that is
+stopped, by Ctrl-C, SIGTERM or a power cut, goes on with the same command and ends on the same bits.
+"""
+
+import argparse
+import collections
+import json
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from tensorboardX import SummaryWriter
+
+from diffjax import training
+from experiments import UserError, build, checkpoints, configs, data, evaluate, plots, run, sample, screen
+
+
+def main() -> int:
+    parser = configs.Parser(
+        prog="python -m experiments.train",
+        description="Trains a diffusion model. Run again with the same command, it goes on where it was.",
+        epilog="configs: " + ", ".join(configs.names()) + "\n\nfields, with their defaults:\n" + configs.listing(),
+    )
+    parser.add_argument("--config", metavar="NAME_OR_PATH", help="a config's name or file (default: spiral)")
+    parser.add_argument("--workdir", type=Path, metavar="DIR", help="where all goes (default: runs/NAME)")
+    parser.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="go on from the last checkpoint (default), or start afresh and drop what the workdir holds",
+    )
+    parser.add_argument("--distributed", action="store_true", help="one of several processes, as on a TPU pod")
+    args, flags = parser.parse_known_args()
+    if args.distributed:
+        jax.distributed.initialize()
+    name = args.config or "spiral"
+    workdir = args.workdir or Path("runs") / Path(name).stem
+    if args.config is None and (workdir / "config.json").is_file():
+        name = str(workdir / "config.json")
+    config = configs.override(configs.load(name), flags)
+    experiment = build.experiment(config)
+    layout = build.layout(experiment)
+    claim(workdir, config, resume=args.resume)
+    return train(experiment, layout, workdir)
+
+
+def claim(workdir: Path, config: ConfigDict, *, resume: bool) -> None:
+    """Makes the workdir this config's own, or refuses; nothing of another run is ever written over."""
+    stored = workdir / "config.json"
+    if stored.is_file():
+        differ = [line for line in configs.differences(configs.read(stored), config) if not line.startswith("steps:")]
+        if differ:
+            raise UserError(
+                f"{workdir} holds a run of another config ({'; '.join(differ)}); choose another --workdir, or the same settings"
+            )
+    elif (workdir / "checkpoints").exists():
+        raise UserError(f"{workdir} holds checkpoints and no config.json, so they are not known to fit; choose another --workdir")
+    if jax.process_index() > 0:
+        return
+    if not resume:
+        for made in ("checkpoints", "samples", "tensorboard"):
+            shutil.rmtree(workdir / made, ignore_errors=True)
+        (workdir / "metrics.jsonl").unlink(missing_ok=True)
+    (workdir / "samples").mkdir(parents=True, exist_ok=True)
+    configs.write(config, stored)
+
+
+def train(experiment: build.Experiment, layout: training.parallel.Layout, workdir: Path) -> int:
+    """Trains from the last checkpoint to the last step, then measures; returns the program's exit code."""
+    config, folder = experiment.config, workdir / "checkpoints"
+    for_params, key = jax.random.split(jax.random.key(config.seed))
+    start, state = 0, training.init(experiment.init(for_params), experiment.optimizer)
+    found = checkpoints.restore(folder, state, report=screen.say)
+    if found is not None:
+        start, state = found
+        screen.say(f"going on from step {start} in {workdir}")
+    if start > config.steps:
+        raise UserError(f"{workdir} is at step {start} already, past config.steps={config.steps}")
+    size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    screen.say(f"{experiment.dataset.name}: {size:,} parameters, {len(layout.devices)} {layout.devices[0].platform} device(s)")
+    state = layout.place_state(state)
+    batches = data.batches(
+        experiment.dataset,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        start=start,
+        process=jax.process_index(),
+        processes=jax.process_count(),
+    )
+    board = Board(experiment, workdir, start)
+    # Steps are handed to the device ahead of it, and looked at when they are over. Several simulated devices on one CPU
+    # may wait for each other for ever if they are not awaited.
+    ahead = 0 if layout.devices[0].platform == "cpu" and len(layout.devices) > 1 else 1
+    pending: collections.deque[tuple[int, dict]] = collections.deque()
+    losses: list[float] = []
+
+    def settle(most: int) -> None:
+        while len(pending) > most:
+            step, seen = pending.popleft()
+            if int(seen["nonfinite"]):
+                raise FloatingPointError(step)
+            losses.append(seen["loss"])
+
+    step, saved, clock, last = start, start, time.perf_counter(), start
+    with catch_signals() as stopped, screen.training(start, config.steps) as update:
+        try:
+            while step < config.steps and not stopped():
+                state, seen = layout.step(state, key, layout.place_batch(next(batches)))
+                step += 1
+                pending.append((step, seen))
+                settle(ahead)
+                if step == start + 1:
+                    clock, last = time.perf_counter(), step  # compiling is no step
+                if step % config.log_every == 0 or step == config.steps:
+                    settle(0)
+                    now = time.perf_counter()
+                    rate = (step - last) / (now - clock) if step > last else 0.0
+                    clock, last = now, step
+                    loss = float(np.mean(jax.device_get(losses)))
+                    board.write(step, loss=loss, grad_norm=float(seen["grad_norm"]), steps_per_second=rate)
+                    update(step, loss, rate)
+                    losses.clear()
+                pause = time.perf_counter()
+                if config.sample_every and step % config.sample_every == 0 and step < config.steps:
+                    board.picture(step, layout.read_state(state).ema)
+                if step % config.checkpoint_every == 0 or step == config.steps:
+                    settle(0)
+                    checkpoints.save(folder, step, layout.read_state(state), keep=config.keep_checkpoints)
+                    saved = step
+                clock += time.perf_counter() - pause
+            settle(0)
+        except FloatingPointError as error:
+            known = checkpoints.steps(folder)
+            kept = f"the last checkpoint is of step {known[-1]}" if known else "there is no checkpoint yet"
+            raise UserError(
+                f"loss or gradient is not finite at step {error}; {kept}. Try a smaller config.learning_rate or config.optimizer.clip"
+            ) from None
+        if step > saved:
+            checkpoints.save(folder, step, layout.read_state(state), keep=config.keep_checkpoints)
+        if stopped():
+            screen.say(f"stopped and saved at step {step}; the same command goes on from there")
+            return 0
+    board.finish(step, layout.read_state(state).ema)
+    return 0
+
+
+@contextmanager
+def catch_signals() -> Iterator[Any]:
+    """Yields a function that tells whether Ctrl-C or SIGTERM has come; a second one ends the program at once."""
+    came = []
+    names = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in names}
+
+    def note(number, frame):
+        came.append(number)
+        for each in names:
+            signal.signal(each, signal.SIG_DFL)
+
+    for number in names:
+        signal.signal(number, note)
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number in names:
+            signal.signal(number, before[number])
+
+
+class Board:
+    """Where a run's lines, curves and pictures go; only the first process writes."""
+
+    def __init__(self, experiment: build.Experiment, workdir: Path, start: int):
+        self.experiment, self.workdir = experiment, workdir
+        self.silent = jax.process_index() > 0
+        if self.silent:
+            return
+        self.lines = workdir / "metrics.jsonl"
+        _keep_until(self.lines, start)
+        self.events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1 if start else None)
+        self.draw = build.sampler(experiment)
+        # Every picture starts from the same noise, so that one sees the model change and nothing else.
+        self.reference = None
+        if len(experiment.dataset.event) == 1:
+            self.reference = data.training_sample(experiment.dataset, 5_000)["x0"]
+
+    def write(self, step: int, **values: float) -> None:
+        """Adds a line to metrics.jsonl and a point to each TensorBoard curve."""
+        if self.silent:
+            return
+        values["learning_rate"] = float(self.experiment.rate(step))
+        with self.lines.open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            self.events.add_scalar(name, value, step)
+
+    def picture(self, step: int, params: Any) -> None:
+        """Draws samples and keeps them as a PNG and on TensorBoard."""
+        if self.silent:
+            return
+        number, label = self._wanted()
+        image = plots.picture(self.draw(params, number, seed=1, label=label), self.reference)
+        image.save(self.workdir / "samples" / f"step_{step:08d}.png")
+        self.events.add_image("samples", np.asarray(image.convert("RGB")), step, dataformats="HWC")
+
+    def _wanted(self) -> tuple[int, np.ndarray | None]:
+        number = 2_000 if self.reference is not None else 64
+        classes = self.experiment.dataset.classes
+        return number, np.arange(number) % classes if self.experiment.config.conditional else None
+
+    def finish(self, step: int, params: Any) -> None:
+        """The last picture, the reverse walk as a GIF, and the figures."""
+        if self.silent:
+            return
+        number, label = self._wanted()
+        folder = self.workdir / "samples"
+        samples, walk = build.sampler(self.experiment, keep_walk=True)(params, number, seed=1, label=label)
+        plots.picture(samples, self.reference).save(folder / "final.png")
+        plots.walk(walk, folder / "walk.gif", self.reference)
+        self.events.close()
+        settings = {"num": self.experiment.config.evaluate.num, "seed": 0, "step": step}
+        evaluate.report(self.experiment, self.draw, params, self.workdir, **settings)
+        screen.say(f"pictures: {folder}/final.png, {folder}/walk.gif; figures: {self.workdir}/report.json")
+
+
+def _keep_until(lines: Path, step: int) -> None:
+    """Drops the lines after a step, and one that was cut short, so that each step is there once."""
+    if not lines.exists():
+        return
+    kept = []
+    for line in lines.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except ValueError:
+            continue
+    part = lines.with_suffix(".part")
+    part.write_text("".join(kept))
+    part.replace(lines)
+
+
+if __name__ == "__main__":
+    run(main)
