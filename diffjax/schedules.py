@@ -289,6 +289,24 @@ def quadratic(u: Array, start: float, stop: float) -> Array:
     return (math.sqrt(start) * (1 - u) + math.sqrt(stop) * u) ** 2
 
 
+def warped(function: Callable[[Array], Array], inverse: Callable[[Array], Array]) -> Spacing:
+    """Equal steps in `inverse(t)`: the times `function(u)` for u evenly from inverse(start) to inverse(stop).
+
+    Args:
+      function: increasing, such as `jnp.exp`.
+      inverse: its inverse, such as `jnp.log`; finite at both ends of the grid.
+
+    Example:
+      >>> print(jnp.round(times(2, stop=0.01, spacing=warped(jnp.exp, jnp.log)), 4))
+      [1.   0.1  0.01]
+    """
+
+    def spacing(u, start, stop):
+        return function(inverse(jnp.asarray(start)) * (1 - u) + inverse(jnp.asarray(stop)) * u)
+
+    return spacing
+
+
 def karras_spacing(schedule: Schedule, rho: float = 7.0) -> Spacing:
     """Equal steps in `(sigma / alpha)^(1/rho)`, for any schedule. `start` must have alpha > 0.
 
@@ -332,7 +350,7 @@ def times(steps: int, *, start: float = 1.0, stop: float = 0.0, spacing: Spacing
       steps: number of steps, >= 1; as many as the sampler then takes.
       start: first time, in [0, 1].
       stop: last time, in [0, start).
-      spacing: `uniform`, `quadratic`, `karras_spacing(schedule)`, `logsnr_spacing(schedule)`, or your own `(u, start, stop) -> t`.
+      spacing: `uniform`, `quadratic`, `warped(f, inverse)`, `karras_spacing(schedule)`, `logsnr_spacing(schedule)`, or your own `(u, start, stop) -> t`.
 
     Returns:
       `[steps + 1]`, strictly decreasing.

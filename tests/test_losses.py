@@ -112,3 +112,57 @@ def test_half_precision_networks_are_judged_in_float32():
     )
     assert loss.dtype == jnp.float32
     assert losses.mean_error(x0.astype(jnp.bfloat16), x0, jnp.zeros(2)).dtype == jnp.float32
+
+
+# ------------------------------------------------------------------------------------------ angles, rotations, symbols
+
+
+def test_wrapped_error_is_the_shortest_way_round():
+    a = np.linspace(-3.1, 3.1, 41)
+    truth = np.minimum(np.abs(a[:, None] - a), 2 * np.pi - np.abs(a[:, None] - a)) ** 2
+    ours = losses.wrapped(jnp.asarray(a[:, None] - a, jnp.float32))
+    np.testing.assert_allclose(ours, truth, atol=1e-5)
+    assert np.isfinite(jax.vmap(jax.grad(losses.wrapped))(jnp.array([0.0, np.pi, -np.pi, 7.0]))).all()
+
+
+def test_rotation_error_is_the_squared_angle_with_finite_gradients_everywhere():
+    # The angle of q^-1 r from rotation matrices in float64, trace = 1 + 2 cos.
+    from scipy.spatial.transform import Rotation
+
+    rng = np.random.default_rng(0)
+    angles = np.concatenate([10.0 ** np.linspace(-4, 0, 20), np.linspace(1, np.pi - 1e-3, 20)])
+    axes = rng.normal(size=(40, 3))
+    axes /= np.linalg.norm(axes, axis=1, keepdims=True)
+    start = Rotation.random(40, random_state=1)
+    end = start * Rotation.from_rotvec(axes * angles[:, None])
+    q, r = (jnp.asarray(x.as_quat()[:, [3, 0, 1, 2]], jnp.float32) for x in (start, end))
+    for sign in (1, -1):
+        error = losses.rotation_error(q, sign * r, jnp.zeros(40))
+        np.testing.assert_allclose(jnp.sqrt(error), angles, rtol=2e-4, atol=5e-7)
+    gradient = jax.grad(lambda a, b: losses.rotation_error(a, b, 0.0), argnums=(0, 1))
+    for other in (jnp.array([1.0, 0, 0, 0]), jnp.array([0.0, 1, 0, 0]), jnp.array([-1.0, 0, 0, 0])):
+        for g in gradient(jnp.array([1.0, 0, 0, 0]), other):
+            assert np.isfinite(g).all()
+
+
+def test_cross_entropy_is_the_log_probability_of_the_symbol():
+    logits = jax.random.normal(jax.random.key(0), (2, 3, 5))
+    target = jnp.array([[0, 4, 2], [1, 1, 3]])
+    p = np.exp(np.asarray(logits, np.float64))
+    p /= p.sum(-1, keepdims=True)
+    truth = -np.log(np.take_along_axis(p, np.asarray(target)[..., None], -1)[..., 0])
+    np.testing.assert_allclose(losses.cross_entropy(logits, target, jnp.zeros(2)), truth.mean(1), rtol=1e-5)
+    where = jnp.array([[True, False, True], [False, False, False]])
+    np.testing.assert_allclose(
+        losses.cross_entropy(logits, target, jnp.zeros(2), where=where), [truth[0, [0, 2]].mean(), 0.0], rtol=1e-5
+    )
+    with pytest.raises(ValueError, match="vocab"):
+        losses.cross_entropy(logits[..., 0], target, jnp.zeros(2))
+
+
+def test_scales_grow_with_time_from_a_floor():
+    t = jnp.linspace(0.0, 1.0, 11)
+    for scale in (losses.gaussian_scale, losses.angle_scale, losses.rotation_scale, losses.symbol_scale):
+        value = scale(t, schedules.cosine())
+        assert (np.diff(value) >= 0).all()
+        assert value[0] == np.float32(0.01)
