@@ -163,12 +163,12 @@ class Residual(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, modulation: Array, key: Array | None) -> Array:
-        h = _conv(self.width, self.dtype, "conv_0")(nn.silu(Norm(self.dtype, name="norm_0")(x)))
+        h = _conv(self.width, self.dtype, "conv_0", use_bias=False)(nn.silu(Norm(self.dtype, name="norm_0")(x)))
         h = nn.silu(Norm(self.dtype, name="norm_1")(h, modulation))
         if self.dropout and key is not None:
             kept = numerics.uniform(key, h.shape) >= self.dropout
             h = jnp.where(kept, h / (1 - self.dropout), jnp.zeros_like(h))
-        h = _conv(self.width, self.dtype, "conv_1", kernel_init=_ZEROS)(h)
+        h = _conv(self.width, self.dtype, "conv_1", kernel_init=_ZEROS, use_bias=False)(h)
         return h + (x if x.shape[-1] == self.width else nn.Dense(self.width, dtype=self.dtype, name="skip")(x))
 
 
@@ -205,17 +205,17 @@ class Norm(nn.Module):
     def __call__(self, x: Array, modulation: Array | None = None) -> Array:
         batch, height, width, channels = x.shape
         groups = math.gcd(32, max(1, channels // 4), channels)  # at least 4 channels a group
-        gain = self.param("scale", nn.initializers.ones_init(), (channels,))
-        bias = self.param("bias", _ZEROS, (channels,))
         x = x.astype(jnp.float32)
         sums = jnp.stack([jnp.sum(x, (1, 2)), jnp.sum(x * x, (1, 2))])  # [2, batch, C]
         mean, square = jnp.mean(sums.reshape(2, batch, groups, -1), -1, keepdims=True) / (height * width)
         rate = jax.lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + 1e-5)
         spread = lambda a: jnp.broadcast_to(a, (batch, groups, channels // groups)).reshape(batch, channels)
-        gain, bias = gain[None], bias[None]
-        if modulation is not None:
-            scale, shift = jnp.split(modulation, 2, -1)
-            gain, bias = gain * (1 + scale), bias * (1 + scale) + shift
+        if modulation is None:
+            gain = self.param("scale", nn.initializers.ones_init(), (channels,))[None]
+            bias = self.param("bias", _ZEROS, (channels,))[None]
+        else:
+            scale, bias = jnp.split(modulation, 2, -1)
+            gain = 1 + scale
         a = spread(rate) * gain
         b = bias - spread(mean) * a
         return (x * a[:, None, None] + b[:, None, None]).astype(self.dtype)

@@ -78,8 +78,6 @@ def jit_step(
       ValueError: `inner_steps` is not positive; while placing, a batch that the devices do not divide.
     """
     mesh = _mesh(devices)
-    rows = NamedSharding(mesh, _rows(inner_steps))
-    everywhere = NamedSharding(mesh, P())
     run = _inner(make_step(axis_name=None), inner_steps, _unroll(unroll, mesh))
 
     def step(state, key, batch):
@@ -87,8 +85,7 @@ def jit_step(
         index = jax.lax.with_sharding_constraint(jnp.arange(_size(batch, inner_steps)), NamedSharding(mesh, P(AXIS)))
         return run(state, key, index, batch)
 
-    compiled = jax.jit(step, in_shardings=(everywhere, everywhere, rows), out_shardings=everywhere, donate_argnums=0)
-    return _global_layout(compiled, mesh, inner_steps)
+    return _global_layout(step, mesh, inner_steps)
 
 
 def shard_map_step(
@@ -113,7 +110,7 @@ def shard_map_step(
         # user's loss (a carry that starts as a constant), which the other two layouts do not.
         check_vma=False,
     )
-    return _global_layout(jax.jit(mapped, donate_argnums=0), mesh, inner_steps)
+    return _global_layout(mapped, mesh, inner_steps)
 
 
 def pmap_step(
@@ -149,7 +146,6 @@ def pmap_step(
         _check_batch(batch, inner_steps, len(local))
 
         def cut(x):
-            x = np.asarray(x)
             shape = (*x.shape[:axis], len(local), x.shape[axis] // len(local), *x.shape[axis + 1 :])
             return jax.device_put(x.reshape(shape), NamedSharding(here, _rows(inner_steps)))
 
@@ -170,15 +166,17 @@ def pmap_step(
 
 def _global_layout(step: Callable, mesh: Mesh, inner_steps: int) -> Layout:
     local = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
-    rows = NamedSharding(mesh, _rows(inner_steps))
+    everywhere, rows = NamedSharding(mesh, P()), NamedSharding(mesh, _rows(inner_steps))
+    # Told the places, jit moves a key that lies on one device; a state or batch that is not placed is moved too.
+    compiled = jax.jit(step, in_shardings=(everywhere, everywhere, rows), out_shardings=everywhere, donate_argnums=0)
 
     def place_batch(batch):
         _check_batch(batch, inner_steps, len(local))
-        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, np.asarray(x)), batch)
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, x), batch)
 
     return Layout(
-        step=step,
-        place_state=lambda state: _copies(_here(state), local, NamedSharding(mesh, P())),
+        step=compiled,
+        place_state=lambda state: _copies(_here(state), local, everywhere),
         place_batch=place_batch,
         read_state=lambda state: jax.tree.map(lambda x: x.addressable_shards[0].data.copy(), state),
         devices=tuple(mesh.devices.flat),

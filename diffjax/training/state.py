@@ -139,7 +139,7 @@ def make_step(
                 f"loss_fn must return one loss an example, expected shape {index.shape}, got {jnp.shape(losses)}: "
                 "reduce over the event, not over the batch"
             )
-        return jnp.mean(*numerics.upcast(losses))
+        return jnp.mean(numerics.upcast(losses)[0])
 
     def step(state: TrainState, key: Array, index: Array, batch: Any) -> tuple[TrainState, dict[str, Array]]:
         key = numerics.fold_in(key, state.step)
@@ -154,17 +154,17 @@ def make_step(
         grad_norm = optax.tree.norm(jax.tree.map(lambda g: numerics.upcast(g)[0], grads))
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
-        # optax is written for jax's default promotion; a program that is stricter may train all the same.
-        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        decay = ema_decay(state.step) if callable(ema_decay) else ema_decay
-        ema = jax.tree.map(lambda e, p: _average(e, p, decay), state.ema, params)
+        def update(state: TrainState) -> TrainState:
+            # optax is written for jax's default promotion; a program that is stricter may train all the same.
+            with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+                updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            decay = ema_decay(state.step) if callable(ema_decay) else ema_decay
+            ema = jax.tree.map(lambda e, p: _average(e, p, decay), state.ema, params)
+            return state.replace(params=params, ema=ema, opt_state=opt_state)
 
-        new = TrainState(step=state.step + 1, params=params, ema=ema, opt_state=opt_state)
-        if skip_nonfinite:
-            kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
-            new = kept.replace(step=new.step)
+        new = jax.lax.cond(finite, update, lambda state: state, state) if skip_nonfinite else update(state)
+        new = new.replace(step=state.step + 1)
         return new, {"loss": loss, "grad_norm": grad_norm, "nonfinite": (~finite).astype(jnp.int32)}
 
     return step
