@@ -232,7 +232,9 @@ def score(x0: ArrayLike, xt: ArrayLike, sigma: ArrayLike) -> Array:
     total = 1 + e + f + e2 + f2
     # v times the score, from the start's side and, the images paired about the antipode, from the antipode's.
     from_start = length * total - 2 * math.pi * (e - f + 2 * (e2 - f2))
-    from_antipode = math.pi * (-jnp.expm1(-2 * math.pi * left / near**2) + 3 * (f - e2) + 5 * f2) - left * total
+    # 1 - e without cancellation; its slope is taken of e, since expm1's own derivative, expm1 + 1, would cancel.
+    rest = jax.lax.stop_gradient(-jnp.expm1(-2 * math.pi * left / near**2)) + (jax.lax.stop_gradient(e) - e)
+    from_antipode = math.pi * (rest + 3 * (f - e2) + 5 * f2) - left * total
     images = jnp.where(left > math.pi / 2, from_start, from_antipode) / total / near / near
 
     cosines, sines = _waves(length, wide)
