@@ -1,4 +1,4 @@
-"""What the networks share: features of time, the embedding of a class with a learned "no class", checks at the door.
+"""What the networks share: features of time, initial weights, the embedding of a class with a learned "no class", checks.
 
 A network sees time as a vector of waves, since a layer that is linear in `t` itself could not tell t = .01 from t = .02:
 
@@ -9,8 +9,9 @@ Both take `t` of any shape and append an axis. They are computed in float32 what
 three digits, and 1000 t would lose the waves.
 """
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -103,6 +104,27 @@ def _waves(t: ArrayLike, frequencies: np.ndarray) -> Array:
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
 
 
+def lecun(key: Array, shape: Sequence[int], dtype: Any = jnp.float32, *, std: float | None = None) -> Array:
+    """Initial weights `[*inputs, outputs]`, normal with variance 1 / inputs (or `std`^2): a layer then keeps the size of its input.
+
+    Drawn as a flat vector of a length that is a power of two: on a CPU the draws of a network with forty shapes, each compiled
+    by itself, took longer than all else in `init`; few lengths, and one axis, compile ten times faster.
+
+    Source: LeCun et al. 1998, "Efficient BackProp", section 4.6.
+
+    Example:
+      >>> print(lecun(jax.random.key(0), (3, 3, 64, 64)).std() * 24)
+      1.00...
+    """
+    size = math.prod(shape)
+    flat = jax.random.normal(key, (1 << max(size - 1, 0).bit_length(),), dtype)[:size]
+    return flat.reshape(tuple(shape)) * (1 / math.sqrt(math.prod(shape[:-1])) if std is None else std)
+
+
+Dense = functools.partial(nn.Dense, kernel_init=lecun)
+Conv = functools.partial(nn.Conv, kernel_size=(3, 3), kernel_init=lecun)
+
+
 class LabelEmbedding(nn.Module):
     """A learned vector for each class and one for "no class", for classifier-free guidance.
 
@@ -122,7 +144,7 @@ class LabelEmbedding(nn.Module):
     @nn.compact
     def __call__(self, label: ArrayLike | None) -> Array:
         """`label` int `[*batch]` or None -> `[*batch, features]`, float32."""
-        table = self.param("table", nn.initializers.normal(1.0), (self.num_classes + 1, self.features))
+        table = self.param("table", functools.partial(lecun, std=1.0), (self.num_classes + 1, self.features))
         which = jnp.asarray(-1 if label is None else label)
         if not jnp.issubdtype(which.dtype, jnp.integer):
             raise TypeError(f"expected integer labels, 0..{self.num_classes - 1} or -1 for none, got {which.dtype}")

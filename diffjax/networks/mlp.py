@@ -52,13 +52,13 @@ class MLP(nn.Module):
         width, *rest = self.features
         batch = xt.ndim - 1
         x = layers.with_previous(xt, x0_prev, self_condition=self.self_condition, dtype=self.dtype)
-        time = nn.Dense(width, use_bias=False, dtype=self.dtype, name="time")(self.time_features(jnp.asarray(t)))
-        h = nn.Dense(width, dtype=self.dtype, name="input")(x) + layers.align(time, batch)
+        time = layers.Dense(width, use_bias=False, dtype=self.dtype, name="time")(self.time_features(jnp.asarray(t)))
+        h = layers.Dense(width, dtype=self.dtype, name="input")(x) + layers.align(time, batch)
         if self.num_classes is not None:
             label_vector = layers.LabelEmbedding(self.num_classes, width, name="label")(label)
             h = h + layers.align(label_vector.astype(self.dtype), batch)
         for i, width in enumerate(rest):
-            h = nn.Dense(width, dtype=self.dtype, name=f"hidden_{i}")(self.activation(h))
+            h = layers.Dense(width, dtype=self.dtype, name=f"hidden_{i}")(self.activation(h))
         outputs = xt.shape[-1] if self.outputs is None else self.outputs
         h = self.activation(h).astype(jnp.float32)
-        return nn.Dense(outputs, dtype=jnp.float32, name="output")(h).astype(xt.dtype)
+        return layers.Dense(outputs, dtype=jnp.float32, name="output")(h).astype(xt.dtype)

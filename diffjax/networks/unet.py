@@ -104,11 +104,11 @@ class UNet(nn.Module):
                 x = Attention(self.head_features, self.dtype, name=f"{name}_attention")(x)
             return x
 
-        x = _conv(widths[0], self.dtype, "input")(x)
+        x = layers.Conv(widths[0], dtype=self.dtype, name="input")(x)
         skips = []
         for i, (level, width) in enumerate(down):
             if i and down[i - 1][0] != level:
-                x = nn.Dense(x.shape[-1], dtype=self.dtype, name=f"halve_{level}")(pixels_to_channels(x))
+                x = layers.Dense(x.shape[-1], dtype=self.dtype, name=f"halve_{level}")(pixels_to_channels(x))
             x = block(x, level, width, f"down_{i}")
             skips.append(x)
         last = len(widths) - 1
@@ -117,24 +117,24 @@ class UNet(nn.Module):
         for i, (level, width) in reversed(list(enumerate(down))):
             x = block(jnp.concatenate([x, skips.pop()], -1), level, width, f"up_{i}")
             if i and down[i - 1][0] != level:
-                x = channels_to_pixels(nn.Dense(4 * width, dtype=self.dtype, name=f"double_{level}")(x))
+                x = channels_to_pixels(layers.Dense(4 * width, dtype=self.dtype, name=f"double_{level}")(x))
         outputs = image[-1] if self.out_channels is None else self.out_channels
         x = nn.silu(Norm(jnp.float32, name="output_norm")(x))
-        x = _conv(outputs, jnp.float32, "output", kernel_init=_ZEROS)(x)
+        x = layers.Conv(outputs, dtype=jnp.float32, name="output", kernel_init=_ZEROS)(x)
         return x.reshape((*lead, *image[:-1], outputs)).astype(xt.dtype)
 
     def _modulations(self, t: ArrayLike, label: Any, lead: tuple[int, ...], outs: list[int]) -> list[Array]:
         """A scale and a shift for the channels of each block, `[batch or 1, 2 width]`, all from one matrix product."""
         width = 4 * self.channels
-        h = nn.Dense(width, dtype=self.dtype, name="time_0")(self.time_features(jnp.asarray(t)))
-        h = layers.align(nn.Dense(width, dtype=self.dtype, name="time_1")(nn.silu(h)), len(lead))
+        h = layers.Dense(width, dtype=self.dtype, name="time_0")(self.time_features(jnp.asarray(t)))
+        h = layers.align(layers.Dense(width, dtype=self.dtype, name="time_1")(nn.silu(h)), len(lead))
         if self.num_classes is not None:
             vector = layers.LabelEmbedding(self.num_classes, width, name="label")(label)
             h = h + layers.align(vector.astype(self.dtype), len(lead))
         if math.prod(h.shape[:-1]) != 1:
             h = jnp.broadcast_to(h, (*lead, width))
         sizes = [2 * w for w in outs]
-        h = nn.Dense(sum(sizes), dtype=jnp.float32, name="modulation")(nn.silu(h.reshape(-1, width)))
+        h = layers.Dense(sum(sizes), dtype=jnp.float32, name="modulation")(nn.silu(h.reshape(-1, width)))
         return jnp.split(h, [sum(sizes[:i]) for i in range(1, len(sizes))], -1)
 
     def _check(self, xt: Array, t: Any, label: Any, x0_prev: Array | None) -> None:
@@ -163,13 +163,15 @@ class Residual(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, modulation: Array, key: Array | None) -> Array:
-        h = _conv(self.width, self.dtype, "conv_0", use_bias=False)(nn.silu(Norm(self.dtype, name="norm_0")(x)))
+        h = layers.Conv(self.width, dtype=self.dtype, name="conv_0", use_bias=False)(
+            nn.silu(Norm(self.dtype, name="norm_0")(x))
+        )
         h = nn.silu(Norm(self.dtype, name="norm_1")(h, modulation))
         if self.dropout and key is not None:
             kept = numerics.uniform(key, h.shape) >= self.dropout
             h = jnp.where(kept, h / (1 - self.dropout), jnp.zeros_like(h))
-        h = _conv(self.width, self.dtype, "conv_1", kernel_init=_ZEROS, use_bias=False)(h)
-        return h + (x if x.shape[-1] == self.width else nn.Dense(self.width, dtype=self.dtype, name="skip")(x))
+        h = layers.Conv(self.width, dtype=self.dtype, name="conv_1", kernel_init=_ZEROS, use_bias=False)(h)
+        return h + (x if x.shape[-1] == self.width else layers.Dense(self.width, dtype=self.dtype, name="skip")(x))
 
 
 class Attention(nn.Module):
@@ -185,10 +187,10 @@ class Attention(nn.Module):
         if channels % heads:
             raise ValueError(f"{heads} heads of about {self.head_features} do not divide {channels} channels")
         h = Norm(self.dtype, name="norm")(x).reshape(batch, height * width, channels)
-        h = nn.Dense(3 * channels, dtype=self.dtype, name="qkv")(h)
+        h = layers.Dense(3 * channels, dtype=self.dtype, name="qkv")(h)
         q, k, v = jnp.split(h.reshape(batch, height * width, 3 * heads, channels // heads), 3, axis=2)
         h = jax.nn.dot_product_attention(q, k, v).reshape(x.shape)
-        return x + nn.Dense(channels, dtype=self.dtype, kernel_init=_ZEROS, name="output")(h)
+        return x + layers.Dense(channels, dtype=self.dtype, kernel_init=_ZEROS, name="output")(h)
 
 
 class Norm(nn.Module):
@@ -219,10 +221,6 @@ class Norm(nn.Module):
         a = spread(rate) * gain
         b = bias - spread(mean) * a
         return (x * a[:, None, None] + b[:, None, None]).astype(self.dtype)
-
-
-def _conv(features: int, dtype: Any, name: str, **kwargs: Any) -> nn.Conv:
-    return nn.Conv(features, (3, 3), dtype=dtype, name=name, **kwargs)
 
 
 def pixels_to_channels(x: Array) -> Array:

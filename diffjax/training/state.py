@@ -13,6 +13,7 @@ taken up at any step, and because a loss draws for example `i` from `fold_in(key
 spread over devices. `make_step` writes this step for one device; `diffjax.training.parallel` runs it on many.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -161,10 +162,10 @@ def make_step(
             params = optax.apply_updates(state.params, updates)
             decay = ema_decay(state.step) if callable(ema_decay) else ema_decay
             ema = jax.tree.map(lambda e, p: _average(e, p, decay), state.ema, params)
-            return state.replace(params=params, ema=ema, opt_state=opt_state)
+            return dataclasses.replace(state, params=params, ema=ema, opt_state=opt_state)
 
         new = jax.lax.cond(finite, update, lambda state: state, state) if skip_nonfinite else update(state)
-        new = new.replace(step=state.step + 1)
+        new = dataclasses.replace(new, step=state.step + 1)
         return new, {"loss": loss, "grad_norm": grad_norm, "nonfinite": (~finite).astype(jnp.int32)}
 
     return step
