@@ -1,8 +1,9 @@
 """Walks from noise to data, each one `lax.scan`.
 
-`bridge` serves any process or joint; `gaussian` holds the solvers for Gaussian schedules; `langevin` needs only a score.
+`bridge` serves any process or joint; `gaussian` holds the solvers for Gaussian schedules; `langevin` needs only a score;
+`ode` walks the probability flow, with likelihoods, by the steps of `runge_kutta`.
 """
 
-from diffjax.samplers import bridge, gaussian, langevin
+from diffjax.samplers import bridge, gaussian, langevin, ode, runge_kutta
 
-__all__ = ["bridge", "gaussian", "langevin"]
+__all__ = ["bridge", "gaussian", "langevin", "ode", "runge_kutta"]

@@ -164,7 +164,7 @@ def sample(
     if metropolis is None:
         end, tracked = jax.lax.scan(unadjusted, wide, jnp.arange(steps))
     else:
-        log_density = lambda x: metropolis(x).astype(dtype)  # noqa: E731
+        log_density = lambda x: metropolis(x).astype(dtype)
         log_p = log_density(wide)
         numerics.check_batch(log_p, x, name="metropolis(x)")
         step = functools.partial(adjusted, log_density)
