@@ -10,7 +10,7 @@ that function's arguments.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -133,7 +133,7 @@ def experiment(config: ConfigDict) -> Experiment:
     schedule = _made(SCHEDULES, config.schedule, "schedule")
     network = _network(config)
     pick(LAYOUTS, config.layout, "layout")
-    pick(SOLVERS, config.sampler.name, "sampler.name")
+    _steps(config.sampler, schedule)
     rate, optimizer = _optimizer(config)
     dataset = data.load(config.data)
     if config.conditional:
@@ -193,6 +193,16 @@ def _loss(config: ConfigDict, schedule: schedules.Schedule, network: Any) -> Cal
     return loss_fn
 
 
+def _steps(config: ConfigDict, schedule: schedules.Schedule) -> tuple[Any, jax.Array]:
+    """The solver and the times of a config's `sampler` group."""
+    factory = pick(SOLVERS, config.name, "sampler.name")
+    spacing = pick(SPACINGS, config.spacing, "sampler.spacing")(schedule)
+    try:
+        return factory(config), schedules.times(config.steps, start=config.start, stop=config.stop, spacing=spacing)
+    except ValueError as error:
+        raise UserError(f"config.sampler: {error}") from error
+
+
 def layout(experiment: Experiment) -> training.parallel.Layout:
     """The training step on all devices, as the config's `layout` says. A step that is not finite changes nothing but the counter."""
     config = experiment.config
@@ -208,7 +218,9 @@ def layout(experiment: Experiment) -> training.parallel.Layout:
     return LAYOUTS[config.layout](make)
 
 
-def sampler(experiment: Experiment, *, keep_walk: bool = False) -> Callable[..., Any]:
+def sampler(
+    experiment: Experiment, *, keep_walk: bool = False, devices: Sequence[Any] | None = None
+) -> Callable[..., Any]:
     """A function `draw(params, number, *, seed, label=None)` that returns `[number, *event]`, drawn on all local devices.
 
     Each sample has a key of its own, `fold_in(seed, i)`, and devices work on pieces of one size (`config.sampler.chunk`): sample i is
@@ -217,16 +229,12 @@ def sampler(experiment: Experiment, *, keep_walk: bool = False) -> Callable[...,
     Args:
       experiment: from `experiment`; its config's `sampler` group says how to walk.
       keep_walk: return `(samples, walk)` instead, walk `[steps + 1, number, *event]`.
+      devices: to draw on; all of this process by default.
     """
     config, schedule, event = experiment.config.sampler, experiment.schedule, experiment.dataset.event
     kind = PREDICTIONS[experiment.config.prediction]
-    solver = pick(SOLVERS, config.name, "sampler.name")(config)
-    spacing = pick(SPACINGS, config.spacing, "sampler.spacing")(schedule)
+    solver, times = _steps(config, schedule)
     process = gaussian.process(schedule)
-    try:
-        times = schedules.times(config.steps, start=config.start, stop=config.stop, spacing=spacing)
-    except ValueError as error:
-        raise UserError(f"config.sampler: {error}") from error
     track = (lambda x0_hat, xt, t: xt) if keep_walk else None
 
     def one_device(params, keys, label):
@@ -243,17 +251,18 @@ def sampler(experiment: Experiment, *, keep_walk: bool = False) -> Callable[...,
         first, rest = numerics.split(keys)
         xt = process.prior(first, jax.ShapeDtypeStruct((len(keys), *event), jnp.float32))
         if solver is None:
-            end = samplers.bridge.sample(rest, lambda key, xt, t: x0_hat(xt, t), xt, times, process=process, track=track)
+            end = samplers.bridge.sample(
+                rest, lambda key, xt, t: x0_hat(xt, t), xt, times, process=process, track=track
+            )
         else:
             end = samplers.gaussian.sample(rest, x0_hat, xt, times, schedule=schedule, solver=solver, track=track)
         return (end[0], jnp.concatenate([end[1], end[0][None]])) if keep_walk else end
 
-    devices = np.array(jax.local_devices())
-    mesh = Mesh(devices, ("devices",))
+    mesh = Mesh(np.array(devices or jax.local_devices()), ("devices",))
     rows, everywhere = P("devices"), NamedSharding(mesh, P())
     out = (rows, P(None, "devices")) if keep_walk else rows
     run = jax.jit(jax.shard_map(one_device, mesh=mesh, in_specs=(P(), rows, rows), out_specs=out, check_vma=False))
-    width = config.chunk * len(devices)
+    width = config.chunk * mesh.size
 
     def draw(params, number, *, seed, label=None):
         params = jax.device_put(params, everywhere)

@@ -221,9 +221,9 @@ def _source(config: ConfigDict, split: str) -> Any:
         ) from error
     except (KeyError, FileNotFoundError, AssertionError, ImportError, NotImplementedError) as error:
         raise UserError(
-            f'the data set {config.name!r} is not in {where}: get it with `python -c "import tensorflow_datasets as tfds; '
-            f"tfds.builder('{config.name}').download_and_prepare(file_format='array_record')\"`, "
-            "or say where it is with --config.data.dir=DIR"
+            f"the data set {config.name!r} is not in {where}: say where it is with --config.data.dir=DIR, or get it with "
+            f"`python -m experiments.prepare {config.name}{f' --dir {config.dir}' if config.dir else ''}` (which runs "
+            f"tfds.builder({config.name!r}).download_and_prepare(file_format='array_record') without tensorflow)"
         ) from error
     except ValueError as error:  # an unknown split
         raise UserError(f"the data set {config.name!r} in {where}: {error}") from error

@@ -7,7 +7,7 @@ data); `evaluation.npz` keeps the samples and the held-out data, so that any fig
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,9 @@ def report(experiment: build.Experiment, draw: Callable[..., Any], params: Any, 
     return result
 
 
-def measure(dataset: data.Dataset, samples: np.ndarray, held: data.Batch, workdir: Path, splits: int) -> tuple[dict, dict]:
+def measure(
+    dataset: data.Dataset, samples: np.ndarray, held: data.Batch, workdir: Path, splits: int
+) -> tuple[dict, dict]:
     """`(rows, facts)`: every metric that makes sense for this data set, and what else a reader should know."""
     train = data.training_sample(dataset, 20_000)["x0"]
     sets = {"samples": samples, **metrics.baselines(train, len(samples))}
@@ -117,8 +119,8 @@ def _half(x: np.ndarray, split: int) -> np.ndarray:
     return x[np.random.default_rng((split, 5)).permutation(len(x))[: len(x) // 2]]
 
 
-def main() -> None:
-    args = sample.arguments("evaluate", "Measures samples against held-out data: WORKDIR/report.json.").parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = sample.arguments("evaluate", "Measures samples against held-out data: WORKDIR/report.json.").parse_args(argv)
     experiment, step, params = sample.load(args)
     number = args.num or experiment.config.evaluate.num
     report(experiment, build.sampler(experiment), params, args.workdir, num=number, seed=args.seed, step=step)

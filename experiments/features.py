@@ -64,7 +64,9 @@ def classifier(dataset: Dataset, cache: Path, *, steps: int = 800, batch_size: i
     net = _Net(dataset.classes)
     params = net.init(jax.random.key(0), jnp.zeros((1, *dataset.event)))
     some = data.training_sample(dataset, 2_000)
-    mark = hashlib.sha256(some["x0"].tobytes() + some["label"].tobytes() + f"{net} {steps} {batch_size}".encode()).hexdigest()
+    mark = hashlib.sha256(
+        some["x0"].tobytes() + some["label"].tobytes() + f"{net} {steps} {batch_size}".encode()
+    ).hexdigest()
     stored = _read(cache, mark)
     if stored is None:
         stored = jax.device_get(_train(net, params, dataset, steps, batch_size))
@@ -78,7 +80,9 @@ def classifier(dataset: Dataset, cache: Path, *, steps: int = 800, batch_size: i
     def run(x: np.ndarray, which: int) -> np.ndarray:
         # In pieces of one size, so that one compiled program serves any number.
         padded = np.concatenate([x, np.zeros((-len(x) % 250, *x.shape[1:]), np.float32)])
-        return np.concatenate([np.asarray(apply(part)[which]) for part in np.split(padded, len(padded) // 250)])[: len(x)]
+        return np.concatenate([np.asarray(apply(part)[which]) for part in np.split(padded, len(padded) // 250)])[
+            : len(x)
+        ]
 
     seen = run(some["x0"], 0)
     mean, spread = seen.mean(0), np.maximum(seen.std(0), 1e-3 * seen.std() + 1e-12)

@@ -148,7 +148,7 @@ def exact_copies(x: Array, reference: Array, *, levels: int) -> float:
       >>> exact_copies(np.array([[0.4, -1.0], [-0.9, 0.9]]), np.array([[-1.0, 1.0]]), levels=3)
       1.0
     """
-    rounded = lambda z: np.rint((np.clip(_flat(z), -1, 1) + 1) * (levels - 1) / 2).astype(np.int32)  # noqa: E731
+    rounded = lambda z: np.rint((np.clip(_flat(z), -1, 1) + 1) * (levels - 1) / 2).astype(np.int32)
     known = {row.tobytes() for row in rounded(reference)}
     return float(sum(row.tobytes() in known for row in rounded(x)))
 

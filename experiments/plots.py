@@ -3,13 +3,14 @@
 All are drawn with NumPy and Pillow, in milliseconds, so that a picture every few hundred steps costs training nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-_INK = {"data": (190, 200, 215), "samples": (200, 60, 40)}
+_GREY, _RED = np.array([205, 212, 222], np.uint8), np.array([208, 78, 58], np.uint8)
+_DISC = [(i, j) for i in range(-3, 4) for j in range(-3, 4) if i * i + j * j <= 9]
 
 
 def picture(samples: np.ndarray, reference: np.ndarray | None = None, *, columns: int | None = None) -> Image.Image:
@@ -42,25 +43,29 @@ def grid(images: np.ndarray, *, columns: int | None = None, gap: int = 1) -> Ima
 
 def cloud(points: np.ndarray, reference: np.ndarray, *, side: int = 480) -> Image.Image:
     """Points `[n, 2]` in red over real ones in grey, in a square frame set by the real ones."""
+    return next(clouds([points], reference, side=side))
+
+
+def clouds(sets: Iterable[np.ndarray], reference: np.ndarray, *, side: int) -> Iterator[Image.Image]:
+    """A picture for each set of points, all in one frame over one set of real points."""
     center = (reference.max(0) + reference.min(0)) / 2
     reach = 0.6 * float((reference.max(0) - reference.min(0)).max())
-    sheet = np.full((2 * side, 2 * side, 3), 255, np.float32)  # twice as fine, then halved: smooth dots
-    layers = [(reference, "data", 0.5), (points, "samples", 0.75)]
-    for dots, kind, opacity in layers:
-        covered = _dots((dots - center) / reach, 2 * side, radius=3)
-        sheet += (opacity * covered)[:, :, None] * (np.array(_INK[kind], np.float32) - sheet)
-    return Image.fromarray(sheet.astype(np.uint8)).resize((side, side), Image.Resampling.BOX)
+    # Twice as fine, then halved: smooth dots.
+    real = _dots((reference - center) / reach, 2 * side)
+    ground = np.where(real[:, :, None], _GREY, np.uint8(255))
+    for points in sets:
+        covered = _dots((points - center) / reach, 2 * side)
+        sheet = np.where(covered[:, :, None], _RED, ground)
+        yield Image.fromarray(sheet).resize((side, side), Image.Resampling.BOX)
 
 
-def _dots(points: np.ndarray, side: int, radius: int) -> np.ndarray:
-    # 1 where a dot lies, for points on [-1, 1]^2.
+def _dots(points: np.ndarray, side: int) -> np.ndarray:
+    # True where a dot lies, for points on [-1, 1]^2; the first axis runs down the picture.
     inside = np.isfinite(points).all(1) & (np.abs(points) < 1).all(1)
     x, y = ((points[inside] + 1) / 2 * (side - 1)).astype(int).T
-    covered = np.zeros((side, side), np.float32)
-    for i in range(-radius, radius + 1):
-        for j in range(-radius, radius + 1):
-            if i * i + j * j <= radius * radius:
-                covered[np.clip(side - 1 - y + i, 0, side - 1), np.clip(x + j, 0, side - 1)] = 1
+    covered = np.zeros((side, side), bool)
+    for i, j in _DISC:
+        covered[np.clip(side - 1 - y + i, 0, side - 1), np.clip(x + j, 0, side - 1)] = True
     return covered
 
 
@@ -75,7 +80,10 @@ def animate(frames: Sequence[Image.Image], path: Path, *, seconds: float = 4.0, 
 def walk(states: np.ndarray, path: Path, reference: np.ndarray | None = None, *, frames: int = 40) -> None:
     """Writes the GIF of a reverse walk `[steps, n, *event]`: `frames` of its states, the last one included."""
     chosen = np.unique(np.linspace(0, len(states) - 1, frames).round().astype(int))
-    animate([picture(states[i], reference) for i in chosen], path)
+    if states.ndim == 3:
+        animate(list(clouds(states[chosen], states[-1] if reference is None else reference, side=320)), path)
+    else:
+        animate([grid(states[i]) for i in chosen], path)
 
 
 def separately(images: np.ndarray, folder: Path) -> None:

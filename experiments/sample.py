@@ -7,6 +7,7 @@ devices share the work.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,21 +48,22 @@ def load(args: argparse.Namespace) -> tuple[build.Experiment, int, Any]:
     if config.sampler.guidance and not config.conditional:
         raise UserError("guidance needs a network that is told the class: train with --config.conditional=true")
     experiment = build.experiment(config)
-    found = checkpoints.restore(args.workdir / "checkpoints", state_shape(experiment), report=screen.say)
+    found = checkpoints.restore(args.workdir / "checkpoints", saved_shape(experiment), report=screen.say)
     if found is None:
         raise UserError(f"the run in {args.workdir} has no checkpoint yet")
-    return experiment, found[0], found[1].ema
+    return experiment, found[0], found[1]["state"].ema
 
 
-def state_shape(experiment: build.Experiment) -> Any:
-    """The training state's structure, shapes and dtypes, without computing it."""
-    return jax.eval_shape(lambda: training.init(experiment.init(jax.random.key(0)), experiment.optimizer))
+def saved_shape(experiment: build.Experiment) -> Any:
+    """The structure, shapes and dtypes of what training saves, without computing it."""
+    state = jax.eval_shape(lambda: training.init(experiment.init(jax.random.key(0)), experiment.optimizer))
+    return {"state": state, "window": np.zeros(2)}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments("sample", "Draws samples from a trained run: WORKDIR/samples/*.png and WORKDIR/samples.npz.")
     parser.add_argument("--label", type=int, metavar="L", help="class of all samples; by default they take turns")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     experiment, step, params = load(args)
     dataset, number = experiment.dataset, args.num or 64
     label = None

@@ -49,7 +49,15 @@ def _clock(seconds: float) -> str:
 def report(rows: dict[str, dict], titles: dict[str, str], caption: str) -> None:
     """Prints metrics beside their floor and baselines."""
     baselines = list(dict.fromkeys(name for row in rows.values() for name in row["baselines"]))
-    sheet = table.Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), collapse_padding=True, title=caption, title_justify="left", title_style="")
+    sheet = table.Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        collapse_padding=True,
+        title=caption,
+        title_justify="left",
+        title_style="",
+    )
     sheet.add_column("", no_wrap=True)
     for name in ["samples", "real data", *baselines]:
         sheet.add_column(name, justify="right", no_wrap=True)

@@ -12,22 +12,24 @@ import collections
 import json
 import shutil
 import signal
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 
 from diffjax import training
-from experiments import UserError, build, checkpoints, configs, data, evaluate, plots, run, sample, screen
+from experiments import UserError, build, checkpoints, configs, data, evaluate, plots, run, screen
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = configs.Parser(
         prog="python -m experiments.train",
         description="Trains a diffusion model. Run again with the same command, it goes on where it was.",
@@ -42,7 +44,7 @@ def main() -> int:
         help="go on from the last checkpoint (default), or start afresh and drop what the workdir holds",
     )
     parser.add_argument("--distributed", action="store_true", help="one of several processes, as on a TPU pod")
-    args, flags = parser.parse_known_args()
+    args, flags = parser.parse_known_args(argv)
     if args.distributed:
         jax.distributed.initialize()
     name = args.config or "spiral"
@@ -66,7 +68,9 @@ def claim(workdir: Path, config: ConfigDict, *, resume: bool) -> None:
                 f"{workdir} holds a run of another config ({'; '.join(differ)}); choose another --workdir, or the same settings"
             )
     elif (workdir / "checkpoints").exists():
-        raise UserError(f"{workdir} holds checkpoints and no config.json, so they are not known to fit; choose another --workdir")
+        raise UserError(
+            f"{workdir} holds checkpoints and no config.json, so they are not known to fit; choose another --workdir"
+        )
     if jax.process_index() > 0:
         return
     if not resume:
@@ -82,14 +86,18 @@ def train(experiment: build.Experiment, layout: training.parallel.Layout, workdi
     config, folder = experiment.config, workdir / "checkpoints"
     for_params, key = jax.random.split(jax.random.key(config.seed))
     start, state = 0, training.init(experiment.init(for_params), experiment.optimizer)
-    found = checkpoints.restore(folder, state, report=screen.say)
+    # Beside the state: sum and number of the losses since the last line, so that the lines too are those of an unbroken run.
+    window = np.zeros(2)
+    found = checkpoints.restore(folder, {"state": state, "window": window}, report=screen.say)
     if found is not None:
-        start, state = found
+        start, state, window = found[0], found[1]["state"], found[1]["window"]
         screen.say(f"going on from step {start} in {workdir}")
     if start > config.steps:
         raise UserError(f"{workdir} is at step {start} already, past config.steps={config.steps}")
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    screen.say(f"{experiment.dataset.name}: {size:,} parameters, {len(layout.devices)} {layout.devices[0].platform} device(s)")
+    screen.say(
+        f"{experiment.dataset.name}: {size:,} parameters, {len(layout.devices)} {layout.devices[0].platform} device(s)"
+    )
     state = layout.place_state(state)
     batches = data.batches(
         experiment.dataset,
@@ -100,21 +108,34 @@ def train(experiment: build.Experiment, layout: training.parallel.Layout, workdi
         processes=jax.process_count(),
     )
     board = Board(experiment, workdir, start)
-    # Steps are handed to the device ahead of it, and looked at when they are over. Several simulated devices on one CPU
-    # may wait for each other for ever if they are not awaited.
+    # A step is handed to the device before the last one is over, and looked at when it is over: the device never waits for
+    # this loop. (Several simulated devices on one CPU may wait for each other for ever unless each step is awaited.)
     ahead = 0 if layout.devices[0].platform == "cpu" and len(layout.devices) > 1 else 1
     pending: collections.deque[tuple[int, dict]] = collections.deque()
-    losses: list[float] = []
 
     def settle(most: int) -> None:
+        nonlocal window
         while len(pending) > most:
             step, seen = pending.popleft()
             if int(seen["nonfinite"]):
                 raise FloatingPointError(step)
-            losses.append(seen["loss"])
+            window = window + np.array([float(seen["loss"]), 1.0])
+
+    def save(step: int) -> None:
+        settle(0)
+        kept = {"state": layout.read_state(state), "window": window}
+        checkpoints.save(folder, step, kept, keep=config.keep_checkpoints)
+
+    came: list[int] = []
+
+    def stopped() -> bool:
+        if jax.process_count() == 1:
+            return bool(came)
+        # All processes stop at the same step: they ask each other now and then.
+        return step % config.log_every == 0 and bool(multihost_utils.process_allgather(np.array(bool(came))).any())
 
     step, saved, clock, last = start, start, time.perf_counter(), start
-    with catch_signals() as stopped, screen.training(start, config.steps) as update:
+    with signals(came.append), screen.training(start, config.steps) as update:
         try:
             while step < config.steps and not stopped():
                 state, seen = layout.step(state, key, layout.place_batch(next(batches)))
@@ -128,16 +149,14 @@ def train(experiment: build.Experiment, layout: training.parallel.Layout, workdi
                     now = time.perf_counter()
                     rate = (step - last) / (now - clock) if step > last else 0.0
                     clock, last = now, step
-                    loss = float(np.mean(jax.device_get(losses)))
+                    loss, window = float(window[0] / window[1]), np.zeros(2)
                     board.write(step, loss=loss, grad_norm=float(seen["grad_norm"]), steps_per_second=rate)
                     update(step, loss, rate)
-                    losses.clear()
                 pause = time.perf_counter()
                 if config.sample_every and step % config.sample_every == 0 and step < config.steps:
                     board.picture(step, layout.read_state(state).ema)
                 if step % config.checkpoint_every == 0 or step == config.steps:
-                    settle(0)
-                    checkpoints.save(folder, step, layout.read_state(state), keep=config.keep_checkpoints)
+                    save(step)
                     saved = step
                 clock += time.perf_counter() - pause
             settle(0)
@@ -148,30 +167,30 @@ def train(experiment: build.Experiment, layout: training.parallel.Layout, workdi
                 f"loss or gradient is not finite at step {error}; {kept}. Try a smaller config.learning_rate or config.optimizer.clip"
             ) from None
         if step > saved:
-            checkpoints.save(folder, step, layout.read_state(state), keep=config.keep_checkpoints)
-        if stopped():
+            save(step)
+        if step < config.steps:
             screen.say(f"stopped and saved at step {step}; the same command goes on from there")
             return 0
-    board.finish(step, layout.read_state(state).ema)
+    with signals(lambda number: sys.exit(0)):  # all is saved; the same command will finish the figures
+        board.finish(step, layout.read_state(state).ema)
     return 0
 
 
 @contextmanager
-def catch_signals() -> Iterator[Any]:
-    """Yields a function that tells whether Ctrl-C or SIGTERM has come; a second one ends the program at once."""
-    came = []
+def signals(handle: Callable[[int], Any]) -> Iterator[None]:
+    """Hands Ctrl-C and SIGTERM to `handle`, once; a second one ends the program as usual."""
     names = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.getsignal(number) for number in names}
 
-    def note(number, frame):
-        came.append(number)
+    def once(number, frame):
         for each in names:
             signal.signal(each, signal.SIG_DFL)
+        handle(number)
 
     for number in names:
-        signal.signal(number, note)
+        signal.signal(number, once)
     try:
-        yield lambda: bool(came)
+        yield
     finally:
         for number in names:
             signal.signal(number, before[number])
