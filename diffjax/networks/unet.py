@@ -168,7 +168,8 @@ class Residual(nn.Module):
         )
         h = nn.silu(Norm(self.dtype, name="norm_1")(h, modulation))
         if self.dropout and key is not None:
-            kept = numerics.uniform(key, h.shape) >= self.dropout
+            # Drawn flat: a CPU compiles draws of many axes slowly.
+            kept = numerics.uniform(key, (len(h), h[0].size)).reshape(h.shape) >= self.dropout
             h = jnp.where(kept, h / (1 - self.dropout), jnp.zeros_like(h))
         h = layers.Conv(self.width, dtype=self.dtype, name="conv_1", kernel_init=_ZEROS, use_bias=False)(h)
         return h + (x if x.shape[-1] == self.width else layers.Dense(self.width, dtype=self.dtype, name="skip")(x))
@@ -189,7 +190,9 @@ class Attention(nn.Module):
         h = Norm(self.dtype, name="norm")(x).reshape(batch, height * width, channels)
         h = layers.Dense(3 * channels, dtype=self.dtype, name="qkv")(h)
         q, k, v = jnp.split(h.reshape(batch, height * width, 3 * heads, channels // heads), 3, axis=2)
-        h = jax.nn.dot_product_attention(q, k, v).reshape(x.shape)
+        logits = jnp.einsum("nqhc,nkhc->nhqk", q, k, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(logits / math.sqrt(channels // heads)).astype(self.dtype)
+        h = jnp.einsum("nhqk,nkhc->nqhc", weights, v).reshape(x.shape)
         return x + layers.Dense(channels, dtype=self.dtype, kernel_init=_ZEROS, name="output")(h)
 
 
