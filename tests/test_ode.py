@@ -133,7 +133,7 @@ def test_log_likelihood_of_a_mixture_in_a_hundred_evaluations(schedule):
 
 
 @pytest.mark.parametrize(
-    "schedule", [schedules.rectified(), pytest.param(schedules.karras(0.1, 5.0), marks=pytest.mark.slow)]
+    "schedule", [schedules.karras(0.1, 5.0), pytest.param(schedules.rectified(), marks=pytest.mark.slow)]
 )
 def test_log_prob_is_the_change_of_variables(schedule):
     # log p(x_0) = log p_1(x_1) + log |det dx_1/dx_0|, the jacobian by autodiff through the solver, for a flow that no data made.
@@ -256,6 +256,15 @@ def test_log_likelihood_of_a_reflected_mixture(steps, bar):
     got = jax.jit(lambda x: ode.log_prob(jax.random.key(0), BOX_FLOW, x, times))(x)
     error = np.asarray(got - box_log_prob(x, 0.01))
     assert np.sqrt((error**2).mean()) < bar / 3
+
+
+def test_unfolded_velocity_is_the_mirror_image_across_each_wall():
+    # Paths never cross a wall; a numerical step that does must find there the flow seen in the mirror.
+    z = box_draws(5)
+    inside = BOX_FLOW.velocity(z, jnp.asarray(0.3))
+    np.testing.assert_allclose(BOX_FLOW.velocity(-z, jnp.asarray(0.3)), -inside, rtol=1e-5)
+    np.testing.assert_allclose(BOX_FLOW.velocity(2 - z, jnp.asarray(0.3)), -inside, rtol=2e-4)
+    np.testing.assert_allclose(BOX_FLOW.velocity(z + 2, jnp.asarray(0.3)), inside, rtol=2e-4)
 
 
 @pytest.mark.slow
