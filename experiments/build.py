@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 from diffjax import guidance, losses, networks, numerics, samplers, schedules, training
 from diffjax.processes import gaussian, predictions
-from experiments import UserError, data
+from experiments import UserError, data, spaces
 from experiments.configs import suggest
 
 SCHEDULES = {
@@ -90,11 +90,13 @@ def pick(menu: dict[str, Any], name: str, field: str) -> Any:
     return menu[name]
 
 
-def _made(menu: dict[str, Any], group: ConfigDict, field: str, **more: Any) -> Any:
+def _made(menu: dict[str, Any], group: ConfigDict, field: str) -> Any:
     factory = pick(menu, group.name, f"{field}.name")
     arguments = {name: value for name, value in group.items() if name != "name"}
     try:
-        return factory(**arguments, **more)
+        if "dtype" in arguments:
+            arguments["dtype"] = jnp.dtype(arguments["dtype"])
+        return factory(**arguments)
     except (TypeError, ValueError) as error:
         raise UserError(f"config.{field} does not fit {group.name}: {error}") from error
 
@@ -112,6 +114,7 @@ class Experiment:
       loss_fn: `(params, key, index, batch) -> [batch]`.
       optimizer: with clipping, warm-up and decay.
       rate: the learning rate by step.
+      mixture: the network as functions of its parts, where examples are dicts; `apply` is not used then.
     """
 
     config: ConfigDict
@@ -122,6 +125,7 @@ class Experiment:
     loss_fn: Callable[..., jax.Array]
     optimizer: optax.GradientTransformation
     rate: Callable[[Any], Any]
+    mixture: spaces.Mixture | None = None
 
 
 def experiment(config: ConfigDict) -> Experiment:
@@ -131,11 +135,25 @@ def experiment(config: ConfigDict) -> Experiment:
       UserError: a name that is on no menu, an argument that does not fit, a data set that is not there.
     """
     schedule = _made(SCHEDULES, config.schedule, "schedule")
-    network = _network(config)
+    network = _made(NETWORKS, config.network, "network")
     pick(LAYOUTS, config.layout, "layout")
     _steps(config.sampler, schedule)
     rate, optimizer = _optimizer(config)
     dataset = data.load(config.data)
+    if dataset.parts is not None:
+        settings = {name: config.mixture[name] for name in ("components", "own_times", "held")}
+        parts = spaces.mixture(dataset.parts.spaces, lambda outputs: network.clone(outputs=outputs), **settings)
+        return Experiment(
+            config=config,
+            dataset=dataset,
+            schedule=schedule,
+            apply=parts.guess,
+            init=jax.jit(parts.init),
+            loss_fn=functools.partial(parts.loss, count=config.batch_size),
+            optimizer=optimizer,
+            rate=rate,
+            mixture=parts,
+        )
     if config.conditional:
         if not dataset.classes:
             raise UserError(f"config.conditional=true needs classes, and {dataset.name} has none")
@@ -155,12 +173,6 @@ def experiment(config: ConfigDict) -> Experiment:
         optimizer=optimizer,
         rate=rate,
     )
-
-
-def _network(config: ConfigDict) -> Any:
-    group = ConfigDict(config.network.to_dict())
-    more = {"dtype": jnp.dtype(group.pop("dtype"))} if "dtype" in group else {}
-    return _made(NETWORKS, group, "network", **more)
 
 
 def _optimizer(config: ConfigDict) -> tuple[Callable[[Any], Any], optax.GradientTransformation]:
@@ -221,16 +233,19 @@ def layout(experiment: Experiment) -> training.parallel.Layout:
 def sampler(
     experiment: Experiment, *, keep_walk: bool = False, devices: Sequence[Any] | None = None
 ) -> Callable[..., Any]:
-    """A function `draw(params, number, *, seed, label=None)` that returns `[number, *event]`, drawn on all local devices.
+    """A function `draw(params, number, *, seed, label=None, held=None)` that returns `[number, *event]`, drawn on all local devices.
 
     Each sample has a key of its own, `fold_in(seed, i)`, and devices work on pieces of one size (`config.sampler.chunk`): sample i is
-    the same however many devices there are. It is compiled once, for any number.
+    the same however many devices there are. It is compiled once, for any number. Where examples are dicts, so are samples, and
+    `held` may be a dict of parts `[number, ...]` to hold clean while the others are drawn.
 
     Args:
       experiment: from `experiment`; its config's `sampler` group says how to walk.
       keep_walk: return `(samples, walk)` instead, walk `[steps + 1, number, *event]`.
       devices: to draw on; all of this process by default.
     """
+    if experiment.mixture is not None:
+        return _mixed_sampler(experiment, keep_walk, devices)
     config, schedule, event = experiment.config.sampler, experiment.schedule, experiment.dataset.event
     kind = PREDICTIONS[experiment.config.prediction]
     solver, times = _steps(config, schedule)
@@ -258,24 +273,79 @@ def sampler(
             end = samplers.gaussian.sample(rest, x0_hat, xt, times, schedule=schedule, solver=solver, track=track)
         return (end[0], jnp.concatenate([end[1], end[0][None]])) if keep_walk else end
 
+    run = _on_devices(one_device, config.chunk, keep_walk, devices)
+
+    def draw(params, number, *, seed, label=None):
+        label = np.full(number, -1) if label is None else np.broadcast_to(label, (number,))
+        return run(params, number, seed, label.astype(np.int32))
+
+    return draw
+
+
+def _mixed_sampler(experiment: Experiment, keep_walk: bool, devices: Sequence[Any] | None) -> Callable[..., Any]:
+    """`sampler` for examples that are dicts: the bridge of their joint process, parts that are held at time 0."""
+    parts, config = experiment.mixture, experiment.config.sampler
+    if config.name != "bridge":
+        raise UserError(
+            f"{experiment.dataset.name} is sampled by its bridge alone: config.sampler.name=bridge, got {config.name!r}"
+        )
+    _, times = _steps(config, experiment.schedule)
+    track = (lambda x0_hat, xt, t: xt) if keep_walk else None
+
+    @functools.cache
+    def program(names):
+        def one_device(params, keys, held):
+            process = spaces.holding(parts, names, len(keys))
+            like = {n: jnp.zeros((len(keys), *s.event), s.dtype) for n, s in parts.spaces.items()} | held
+            clocks = {n: jnp.zeros_like(times) if n in names else times for n in parts.spaces}
+            first, rest = numerics.split(keys)
+            end = samplers.bridge.sample(
+                rest,
+                functools.partial(parts.guess, params),
+                process.prior(first, like),
+                clocks,
+                process=process,
+                track=track,
+            )
+            if not keep_walk:
+                return end
+            return end[0], jax.tree.map(lambda walk, last: jnp.concatenate([walk, last[None]]), end[1], end[0])
+
+        return _on_devices(one_device, config.chunk, keep_walk, devices)
+
+    def draw(params, number, *, seed, label=None, held=None):
+        held = held or {}
+        return program(tuple(sorted(held)))(params, number, seed, held)
+
+    return draw
+
+
+def _on_devices(
+    one_device: Callable[..., Any], chunk: int, keep_walk: bool, devices: Sequence[Any] | None
+) -> Callable[..., Any]:
+    """`(params, number, seed, given) -> samples`: pieces of one size on every device, each example with a key of its own."""
     mesh = Mesh(np.array(devices or jax.local_devices()), ("devices",))
     rows, everywhere = P("devices"), NamedSharding(mesh, P())
     out = (rows, P(None, "devices")) if keep_walk else rows
     run = jax.jit(jax.shard_map(one_device, mesh=mesh, in_specs=(P(), rows, rows), out_specs=out, check_vma=False))
-    width = config.chunk * mesh.size
+    width = chunk * mesh.size
 
-    def draw(params, number, *, seed, label=None):
+    def draw(params, number, seed, given):
         params = jax.device_put(params, everywhere)
-        label = np.full(number, -1) if label is None else np.broadcast_to(label, (number,))
-        padded = np.concatenate([label, np.full(-number % width, -1)]).astype(np.int32)
+        # The last piece is filled up with copies, which are dropped again.
+        filled = np.minimum(np.arange(number + -number % width), number - 1)
+        given = jax.tree.map(lambda x: np.asarray(x)[filled], given)
         pieces = []
         for start in range(0, number, width):
-            index = np.arange(start, start + width)
-            keys = numerics.example_keys(jax.random.key(seed), jnp.asarray(index))
-            pieces.append(jax.tree.map(np.asarray, run(params, keys, padded[index])))
+            keys = numerics.example_keys(jax.random.key(seed), jnp.arange(start, start + width))
+            piece = run(params, keys, jax.tree.map(lambda x, at=start: x[at : at + width], given))
+            pieces.append(jax.tree.map(np.asarray, piece))
         if not keep_walk:
-            return np.concatenate(pieces)[:number]
+            return jax.tree.map(lambda *x: np.concatenate(x)[:number], *pieces)
         ends, walks = zip(*pieces, strict=True)
-        return np.concatenate(ends)[:number], np.concatenate(walks, 1)[:, :number]
+        return (
+            jax.tree.map(lambda *x: np.concatenate(x)[:number], *ends),
+            jax.tree.map(lambda *x: np.concatenate(x, 1)[:, :number], *walks),
+        )
 
     return draw

@@ -23,7 +23,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from experiments import UserError
+from experiments import UserError, crystals, mixed
 from experiments.configs import suggest
 
 Batch = dict[str, np.ndarray]
@@ -41,6 +41,7 @@ class Dataset:
       count: number of training examples; 0 = drawn afresh without end.
       take: `(indices) -> batch` of training examples, or `(rng, number) -> batch` where count is 0.
       test: held-out examples, a batch.
+      parts: what the parts are, for examples that are dicts (`experiments.mixed`): `x0` is then a dict of arrays.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Dataset:
     flip: bool = False
     take: Callable[..., Batch]
     test: Batch
+    parts: mixed.Mixed | None = None
 
 
 def load(config: ConfigDict) -> Dataset:
@@ -61,6 +63,8 @@ def load(config: ConfigDict) -> Dataset:
     """
     if config.name in POINTS:
         return _points(config.name)
+    if config.name in MIXED:
+        return _mixed(config)
     return _digits() if config.name == "digits" else _tfds(config)
 
 
@@ -156,6 +160,29 @@ def _points(name: str) -> Dataset:
     return Dataset(name=name, event=(2,), take=take, test=take(np.random.default_rng((0, 3)), 20_000))
 
 
+# --------------------------------------------------------------------------------------------- several kinds of things
+
+MIXED = {
+    "torsions": lambda config: mixed.torsions(),
+    "rotations": lambda config: mixed.rotations(),
+    "correlated": lambda config: mixed.correlated(),
+    "symbols": lambda config: mixed.symbols(),
+    "joint": lambda config: mixed.joint(),
+    "crystals": lambda config: crystals.crystals(config.dir),
+}
+
+
+def _mixed(config: ConfigDict) -> Dataset:
+    parts = MIXED[config.name](config)
+
+    def take(indices: np.ndarray) -> Batch:
+        return {"x0": mixed.rows(parts.train, indices)}
+
+    return Dataset(
+        name=config.name, event=(), count=mixed.size(parts.train), take=take, test={"x0": parts.test}, parts=parts
+    )
+
+
 # -------------------------------------------------------------------------------------------------------------- images
 
 
@@ -214,10 +241,10 @@ def _source(config: ConfigDict, split: str) -> Any:
             builder_kwargs={"file_format": "array_record"},
         )
     except tfds.core.DatasetNotFoundError as error:
-        known = ["digits", *POINTS, *tfds.list_builders(with_community_datasets=False)]
+        known = ["digits", *POINTS, *MIXED, *tfds.list_builders(with_community_datasets=False)]
         raise UserError(
             f"there is no data set {config.name!r}{suggest(config.name, known)}: the embedded ones are digits, "
-            f"{', '.join(POINTS)}; any other is a tfds name, or a folder of array_record files under config.data.dir ({where})"
+            f"{', '.join([*POINTS, *MIXED])}; any other is a tfds name, or a folder of array_record files under config.data.dir ({where})"
         ) from error
     except (KeyError, FileNotFoundError, AssertionError, ImportError, NotImplementedError) as error:
         raise UserError(

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import build, data, features, metrics, run, sample, screen
+from experiments import build, data, features, metrics, mixed, run, sample, screen
 
 TITLES = {
     "energy_distance": "energy distance",
@@ -40,6 +40,8 @@ def report(experiment: build.Experiment, draw: Callable[..., Any], params: Any, 
       **settings: `num`, `seed`, `step`, for the record.
     """
     dataset, config = experiment.dataset, experiment.config
+    if dataset.parts is not None:
+        return _mixed_report(dataset, draw, params, workdir, **settings)
     number, seed = settings["num"], settings["seed"]
     label = None
     if config.conditional:
@@ -51,12 +53,40 @@ def report(experiment: build.Experiment, draw: Callable[..., Any], params: Any, 
 
     np.savez(workdir / "evaluation.npz", samples=samples, data=held["x0"])
     result = {"metrics": rows, "data": dataset.name, **settings, **facts}
-    part = workdir / "report.part"
-    part.write_text(json.dumps(result, indent=2) + "\n")
-    part.replace(workdir / "report.json")
+    _write(result, workdir)
     sets = f"{number} samples of step {settings['step']} against {len(held['x0'])} held-out examples of {dataset.name}"
     more = f"; the classifier is right on {facts['classifier_accuracy']:.1%} of them" if facts else ""
     screen.report(rows, TITLES, f"{sets}{more}")
+    return result
+
+
+def _write(result: dict, workdir: Path) -> None:
+    part = workdir / "report.part"
+    part.write_text(json.dumps(result, indent=2) + "\n")
+    part.replace(workdir / "report.json")
+
+
+def _mixed_report(dataset: data.Dataset, draw: Callable[..., Any], params: Any, workdir: Path, **settings: Any) -> dict:
+    """`report` for examples that are dicts, and with some parts held at held-out values if the set says which."""
+    parts, number, seed = dataset.parts, settings["num"], settings["seed"]
+    samples = draw(params, number, seed=seed)
+    rows = mixed.measure(parts, samples)
+    if parts.held:
+        test = mixed.rows(parts.test, np.arange(number) % mixed.size(parts.test))
+        given = draw(params, number, seed=seed + 1, held={name: test[name] for name in parts.held})
+        figures, real, alone = (parts.figures(x) for x in (given, test, mixed.independent(parts.train, number)))
+        for name, value in figures.items():
+            rows[f"{name}_given_{'_'.join(parts.held)}"] = metrics.row(value, [real[name]], {"marginals": alone[name]})
+    np.savez(
+        workdir / "evaluation.npz",
+        **{f"samples/{n}": x for n, x in samples.items()},
+        **{f"data/{n}": x for n, x in parts.test.items()},
+    )
+    result = {"metrics": rows, "data": dataset.name, **settings}
+    _write(result, workdir)
+    screen.report(
+        rows, TITLES, f"{number} samples of step {settings['step']} against held-out examples of {dataset.name}"
+    )
     return result
 
 
@@ -64,8 +94,8 @@ def measure(
     dataset: data.Dataset, samples: np.ndarray, held: data.Batch, workdir: Path, splits: int
 ) -> tuple[dict, dict]:
     """`(rows, facts)`: every metric that makes sense for this data set, and what else a reader should know."""
-    train = data.training_sample(dataset, 20_000)["x0"]
-    sets = {"samples": samples, **metrics.baselines(train, len(samples))}
+    train = data.training_sample(dataset, 60_000)["x0"]
+    sets = {"samples": samples, **metrics.baselines(train[:20_000], len(samples))}
     pairs = [_real(dataset, len(samples), held["x0"], split) for split in range(splits)]
     rows: dict[str, dict] = {}
 

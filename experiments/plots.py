@@ -3,7 +3,7 @@
 All are drawn with NumPy and Pillow, in milliseconds, so that a picture every few hundred steps costs training nothing.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +84,15 @@ def walk(states: np.ndarray, path: Path, reference: np.ndarray | None = None, *,
         animate(list(clouds(states[chosen], states[-1] if reference is None else reference, side=320)), path)
     else:
         animate([grid(states[i]) for i in chosen], path)
+
+
+def mixed_walk(
+    states: dict[str, np.ndarray], path: Path, draw: Callable[..., Image.Image], *, frames: int = 40
+) -> None:
+    """Writes the GIF of a reverse walk of dicts of arrays `[steps, n, ...]`; `draw` makes a picture of each state."""
+    steps = len(next(iter(states.values())))
+    chosen = np.unique(np.linspace(0, steps - 1, frames).round().astype(int))
+    animate([draw({name: value[i] for name, value in states.items()}) for i in chosen], path)
 
 
 def separately(images: np.ndarray, folder: Path) -> None:

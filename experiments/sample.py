@@ -76,11 +76,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     samples = build.sampler(experiment)(params, number, seed=args.seed, label=label)
     folder = args.workdir / "samples"
     folder.mkdir(exist_ok=True)
-    np.savez(args.workdir / "samples.npz", samples=samples)
-    if samples.ndim == 4:
-        plots.separately(samples, folder)
-    reference = data.training_sample(dataset, 5_000)["x0"] if samples.ndim == 2 else None
-    plots.picture(samples, reference).save(folder / "all.png")
+    if dataset.parts is not None:
+        np.savez(args.workdir / "samples.npz", **samples)
+        dataset.parts.picture(samples, dataset.parts.test).save(folder / "all.png")
+    else:
+        np.savez(args.workdir / "samples.npz", samples=samples)
+        if samples.ndim == 4:
+            plots.separately(samples, folder)
+        reference = data.training_sample(dataset, 5_000)["x0"] if samples.ndim == 2 else None
+        plots.picture(samples, reference).save(folder / "all.png")
     screen.say(f"{number} samples of step {step}: {folder}/all.png, {args.workdir}/samples.npz")
 
 

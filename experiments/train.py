@@ -23,6 +23,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
+from PIL import Image
 from tensorboardX import SummaryWriter
 
 from diffjax import training
@@ -209,7 +210,7 @@ class Board:
         self.events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1 if start else None)
         self.draw = build.sampler(experiment)
         # Every picture starts from the same noise, so that one sees the model change and nothing else.
-        self.reference = None
+        self.reference, self.mixed = None, experiment.dataset.parts
         if len(experiment.dataset.event) == 1:
             self.reference = data.training_sample(experiment.dataset, 5_000)["x0"]
 
@@ -228,12 +229,17 @@ class Board:
         if self.silent:
             return
         number, label = self._wanted()
-        image = plots.picture(self.draw(params, number, seed=1, label=label), self.reference)
+        image = self._drawn(self.draw(params, number, seed=1, label=label))
         image.save(self.workdir / "samples" / f"step_{step:08d}.png")
         self.events.add_image("samples", np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
+    def _drawn(self, samples: Any) -> Image.Image:
+        if self.mixed is not None:
+            return self.mixed.picture(samples, self.mixed.test)
+        return plots.picture(samples, self.reference)
+
     def _wanted(self) -> tuple[int, np.ndarray | None]:
-        number = 2_000 if self.reference is not None else 64
+        number = 64 if self.reference is None and self.mixed is None else 2_000
         classes = self.experiment.dataset.classes
         return number, np.arange(number) % classes if self.experiment.config.conditional else None
 
@@ -244,8 +250,11 @@ class Board:
         number, label = self._wanted()
         folder = self.workdir / "samples"
         samples, walk = build.sampler(self.experiment, keep_walk=True)(params, number, seed=1, label=label)
-        plots.picture(samples, self.reference).save(folder / "final.png")
-        plots.walk(walk, folder / "walk.gif", self.reference)
+        self._drawn(samples).save(folder / "final.png")
+        if self.mixed is not None:
+            plots.mixed_walk(walk, folder / "walk.gif", self._drawn)
+        else:
+            plots.walk(walk, folder / "walk.gif", self.reference)
         self.events.close()
         settings = {"num": self.experiment.config.evaluate.num, "seed": 0, "step": step}
         evaluate.report(self.experiment, self.draw, params, self.workdir, **settings)

@@ -40,6 +40,11 @@ def config() -> ConfigDict:
     c.optimizer.decay = "cosine"  # cosine | constant: learning rate after warm-up, over `steps`
     c.optimizer.weight_decay = 0.0  # adamw only
 
+    c.mixture = ConfigDict()  # where examples are made of several kinds of things (torsions, joint, crystals, ...)
+    c.mixture.components = 8  # of the mixture that a guess is drawn from
+    c.mixture.own_times = 0.25  # share of examples whose parts have a time each of their own
+    c.mixture.held = 0.25  # share with one part clean, for generating the others given it
+
     c.sampler = ConfigDict()
     c.sampler.name = "ancestral"  # ancestral | ddim | bridge
     c.sampler.eta = 0.0  # ddim only: 0 deterministic, 1 ancestral

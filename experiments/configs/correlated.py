@@ -1,0 +1,14 @@
+"""Two numbers correlated to .999, each noised alone: the bridge recovers their joint law."""
+
+from experiments.configs import default
+
+
+def config():
+    c = default.config()
+    c.steps = 3_000
+    c.batch_size = 256
+    c.learning_rate = 1e-3
+    c.data.name = "correlated"
+    c.network.features = (128, 128, 128, 128)
+    c.sampler.name = "bridge"
+    return c

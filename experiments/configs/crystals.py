@@ -1,0 +1,14 @@
+"""Perovskite cells: fifteen angles, five symbols and a lattice constant together. Real cells with --config.data.dir=DIR."""
+
+from experiments.configs import default
+
+
+def config():
+    c = default.config()
+    c.steps = 12_000
+    c.batch_size = 256
+    c.learning_rate = 1e-3
+    c.data.name = "crystals"
+    c.network.features = (512, 512, 512, 512)
+    c.sampler.name = "bridge"
+    return c

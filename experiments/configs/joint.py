@@ -1,0 +1,14 @@
+"""A position, an angle, a rotation and a symbol learned together; any one may be held while the rest is drawn."""
+
+from experiments.configs import default
+
+
+def config():
+    c = default.config()
+    c.steps = 3_000
+    c.batch_size = 256
+    c.learning_rate = 1e-3
+    c.data.name = "joint"
+    c.network.features = (128, 128, 128, 128)
+    c.sampler.name = "bridge"
+    return c

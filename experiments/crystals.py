@@ -1,0 +1,157 @@
+"""Cubic perovskite cells ABX3: fifteen fractional coordinates on a torus, five symbols and a lattice constant, generated together.
+
+With `data.dir` the real cells of Perov-5 are read from `perov5.npz` there; without, a synthetic twin that obeys the same laws is drawn:
+
+* the three X atoms form one of seven multisets, each about as often as the others;
+* the logarithm of the lattice constant is linear in the composition, with some noise;
+* how often a cell is distorted (an atom more than .05 from its ideal site) depends on the X triple;
+* no composition of the test set occurs in the training set.
+
+A model of independent marginals has none of them. `figures` measures each.
+
+Source of the set: Castelli et al. 2012, Energy Environ. Sci. 5, 9034; Xie et al. 2022, arXiv:2110.06197.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from experiments import UserError, mixed, spaces
+
+IDEAL = np.array([[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0], [0, 0.5, 0.5]])
+TRIPLES = ("FNO", "FOO", "NNN", "NNO", "NOO", "OOO", "OOS")
+_INK = ((70, 110, 190), (90, 90, 90), (205, 60, 45))  # A, B, X
+
+
+def crystals(folder: str = "") -> mixed.Mixed:
+    """The cells of a folder, or the synthetic twin; the lattice constant is standardised as `log a`."""
+    if folder:
+        path = Path(folder) / "perov5.npz"
+        if not path.is_file():
+            raise UserError(f"expected {path}, the cells of Perov-5; leave config.data.dir empty for a synthetic twin")
+        with np.load(path) as file:
+            symbols = [str(s) for s in file["symbols"]]
+            raw = {
+                part: {k: file[f"{part}_{k}"] for k in ("lattice", "elements", "coords")} for part in ("train", "test")
+            }
+    else:
+        symbols, raw = _twin(3_787, 1_500)
+    log = np.log(raw["train"]["lattice"])
+    mean, std = float(log.mean()), float(log.std())
+
+    def parts(x: dict) -> mixed.Tree:
+        angles = 2 * np.pi * (np.asarray(x["coords"], np.float64) % 1)
+        angles = np.where(angles >= np.pi, angles - 2 * np.pi, angles).astype(np.float32)
+        return {
+            "coords": np.clip(
+                angles.reshape(-1, 15), -np.float32(np.pi), np.nextafter(np.float32(np.pi), np.float32(0))
+            ),
+            "elements": np.asarray(x["elements"], np.int32),
+            "lattice": ((np.log(x["lattice"]) - mean) / std)[:, None].astype(np.float32),
+        }
+
+    train, test = parts(raw["train"]), parts(raw["test"])
+    vocab = len(symbols)
+    weights = np.linalg.lstsq(_composition(train["elements"], vocab), train["lattice"][:, 0], rcond=None)[0]
+
+    def figures(x: mixed.Tree) -> dict[str, float]:
+        value = x["lattice"][:, 0]
+        error = value - _composition(x["elements"], vocab) @ weights
+        named = triples(x["elements"], symbols)
+        out = {
+            "valid_triples": float(np.isin(named, TRIPLES).mean()),
+            "lattice_r2": float(1 - np.mean(error**2) / np.var(value)),
+            "masks": float(np.sum(x["elements"] >= vocab)),
+        }
+        bent = distorted(x["coords"])
+        for triple in TRIPLES:
+            chosen = named == triple
+            out[f"distorted_{triple}"] = float(bent[chosen].mean()) if chosen.any() else 0.0
+        return out
+
+    return mixed.Mixed(
+        spaces={"coords": spaces.angles(15), "elements": spaces.symbols(5, vocab), "lattice": spaces.vector(1)},
+        train=train,
+        test=test,
+        figures=figures,
+        held=("elements",),
+        picture=lambda samples, real: picture(samples, symbols, np.exp(mean + std * samples["lattice"][:, 0])),
+    )
+
+
+def triples(elements: np.ndarray, symbols: list[str]) -> np.ndarray:
+    """The multiset of the three X atoms as a sorted word, such as `NOO`."""
+    names = np.array([*symbols, "?"])
+    return np.array(["".join(sorted(names[np.minimum(row, len(symbols))])) for row in elements[:, 2:]])
+
+
+def distorted(angles: np.ndarray) -> np.ndarray:
+    """Whether any atom lies more than .05 of the cell from its ideal site, `[n]` bool."""
+    away = angles.reshape(-1, 5, 3) / (2 * np.pi) - IDEAL
+    return np.linalg.norm(away - np.round(away), axis=-1).max(axis=1) > 0.05
+
+
+def _composition(elements: np.ndarray, vocab: int) -> np.ndarray:
+    one_hot = np.eye(vocab + 1)[elements]
+    return np.concatenate([one_hot[:, 0], one_hot[:, 1], one_hot[:, 2:].sum(1), np.ones((len(elements), 1))], 1)
+
+
+def _twin(train: int, test: int) -> tuple[list[str], dict[str, dict]]:
+    """Symbols and cells with the laws above, from a fixed seed."""
+    rng = np.random.default_rng(11)
+    symbols = ["F", "N", "O", "S", *(f"M{i}" for i in range(36))]
+    index = {s: i for i, s in enumerate(symbols)}
+    rate = dict(zip(TRIPLES, (0.18, 0.13, 0.39, 0.57, 0.39, 0.40, 0.80), strict=True))
+    anions = dict(zip(TRIPLES, rng.normal(0, 0.03, 7), strict=True))
+    cations = rng.normal(0, 0.06, (2, len(symbols)))
+    metals = np.arange(4, len(symbols))
+    every = np.array([(a, b, t) for a in metals for b in metals if a != b for t in range(7)])
+    every = every[rng.permutation(len(every))[: train + test]]
+    cells = []
+    for a, b, t in every:
+        triple = TRIPLES[t]
+        bent = rng.random() < rate[triple]
+        shift = np.zeros((5, 3))
+        shift[:, 0] = rng.normal(0, 0.004, 5)
+        if bent:
+            shift[:, 0] += rng.choice([-1, 1]) * np.array([0.12, 0.02, -0.08, -0.08, 0.05]) * rng.uniform(0.8, 1.6)
+        log_a = 1.4 + cations[0, a] + cations[1, b] + anions[triple] + rng.normal(0, 0.02)
+        cells.append((np.exp(log_a), [a, b, *(index[s] for s in triple)], (IDEAL + shift) % 1))
+    lattice, elements, coords = (np.array(column) for column in zip(*cells, strict=True))
+    everything = {"lattice": lattice.astype(np.float32), "elements": elements, "coords": coords.astype(np.float32)}
+    cut = lambda part: {name: value[part] for name, value in everything.items()}
+    return symbols, {"train": cut(slice(None, train)), "test": cut(slice(train, None))}
+
+
+def picture(samples: mixed.Tree, symbols: list[str], lattice: np.ndarray, *, number: int = 12) -> Image.Image:
+    """Cells drawn side by side, seen along a diagonal: A blue, B grey, X red, atoms on a face drawn on both."""
+    side, columns = 220, 4
+    number = min(number, len(lattice))
+    sheet = Image.new("RGB", (columns * side, -(-number // columns) * side), "white")
+    pen = ImageDraw.Draw(sheet)
+    # An oblique view: x to the right, z up, y into the page.
+    view = np.array([[1.0, 0.0], [0.38, -0.28], [0.0, -1.0]])
+    corners = np.array([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)])
+    edges = [(a, b) for a in range(8) for b in range(a) if np.abs(corners[a] - corners[b]).sum() == 1]
+    for n in range(number):
+        scale = 105 * lattice[n] / 4.2
+        origin = np.array([(n % columns) * side + 32, (n // columns + 1) * side - 42])
+        place = lambda points, scale=scale, origin=origin: origin + scale * (np.asarray(points) @ view)
+        drawn = place(corners)
+        for a, b in edges:
+            pen.line([*drawn[a], *drawn[b]], fill=(205, 205, 205), width=1)
+        at = (samples["coords"][n].reshape(5, 3) / (2 * np.pi)) % 1
+        names = [symbols[e] if e < len(symbols) else "?" for e in samples["elements"][n]]
+        atoms = []
+        for i in range(5):
+            images = [(at[i] + shift, i) for shift in corners if np.all(at[i] + shift <= 1.03)]
+            near = [(at[i] - shift, i) for shift in corners if shift.any() and np.all(at[i] - shift >= -0.03)]
+            atoms += images + near
+        for position, i in sorted(atoms, key=lambda atom: -atom[0][1]):
+            x, y = place(position)
+            radius = (11, 8, 7)[min(i, 2)]
+            pen.ellipse([x - radius, y - radius, x + radius, y + radius], fill=_INK[min(i, 2)], outline="white")
+        formula = f"{names[0]} {names[1]} {''.join(sorted(names[2:]))}   a = {lattice[n]:.2f}"
+        pen.text(((n % columns) * side + 30, (n // columns + 1) * side - 22), formula, fill=(40, 40, 40))
+    return sheet

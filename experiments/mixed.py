@@ -1,0 +1,255 @@
+"""Examples made of several kinds of things, and toys whose laws are known: what the bridge sampler is for.
+
+    torsions     backbone angles phi and psi of proteins, on the torus
+    rotations    rotations from each residue's frame to the next, on SO(3)
+    correlated   two numbers correlated to .999
+    symbols      three symbols of four, with a joint law that no product of marginals resembles
+    joint        a position, an angle, a rotation and a symbol that all tell the same thing
+    crystals     perovskite cells (experiments.crystals)
+
+A data set here is a dict of arrays, one for each part; `Mixed` says what the parts are, and what to measure.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from experiments import metrics, plots, spaces
+
+Tree = dict[str, np.ndarray]
+ASSETS = Path(__file__).parent / "assets"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mixed:
+    """A data set of dicts of arrays.
+
+    Attributes:
+      spaces: what the parts are.
+      train: training examples.
+      test: held-out examples.
+      figures: `(examples) -> {name: value}`, figures of one set that have a true value.
+      held: parts that `figures_held` are measured with, held clean at test values; empty for none.
+      picture: `(samples, test) -> image`.
+    """
+
+    spaces: dict[str, spaces.Space]
+    train: Tree
+    test: Tree
+    figures: Callable[[Tree], dict[str, float]] = lambda x: {}
+    held: tuple[str, ...] = ()
+    picture: Callable[[Tree, Tree], Image.Image]
+
+
+def size(x: Tree) -> int:
+    """The number of examples."""
+    return len(next(iter(x.values())))
+
+
+def rows(x: Tree, index: np.ndarray) -> Tree:
+    """The examples of these numbers."""
+    return {name: value[index] for name, value in x.items()}
+
+
+def embed(x: Tree, parts: dict[str, spaces.Space]) -> np.ndarray:
+    """Examples as vectors `[n, d]` with chordal distances: angles as (cos, sin), rotations as matrices, symbols one-hot."""
+    return np.concatenate([np.asarray(parts[n].embed(x[n])).reshape(len(x[n]), -1) for n in sorted(x)], axis=1)
+
+
+def independent(x: Tree, number: int, seed: int = 0) -> Tree:
+    """A baseline: each number, angle, rotation or symbol drawn from its own marginal, alone."""
+    rng = np.random.default_rng(seed)
+    drawn = {}
+    for name, value in x.items():
+        sites = value.reshape(len(value), value.shape[1], -1)
+        index = rng.integers(0, len(value), (number, value.shape[1]))
+        drawn[name] = np.take_along_axis(sites, index[:, :, None], 0).reshape(number, *value.shape[1:])
+    return drawn
+
+
+def measure(data: Mixed, samples: Tree, *, splits: int = 5, most: int = 2_000) -> dict[str, dict]:
+    """Rows of a report: energy distances in the chordal embedding, and the set's own figures, with floors and baselines."""
+    number = min(size(samples), size(data.test), most)
+    rng = np.random.default_rng(0)
+    some = lambda x: rows(x, rng.permutation(size(x))[:number])
+    see = lambda x: embed(x, data.spaces)
+    simple = independent(data.train, number)
+    report = {}
+    for title, real in (("energy_distance", data.test), ("energy_distance_train", data.train)):
+        target = see(some(real))
+        floor = [_halves(see(some(real)), split) for split in range(splits)]
+        figures = {"marginals": metrics.energy_distance(see(simple), target)}
+        report[title] = metrics.row(metrics.energy_distance(see(some(samples)), target), floor, figures)
+    truth = [
+        data.figures(rows(data.test, rng.permutation(size(data.test))[: size(data.test) // 2])) for _ in range(splits)
+    ]
+    alone = data.figures(simple)
+    for name, value in data.figures(samples).items():
+        report[name] = metrics.row(value, [t[name] for t in truth], {"marginals": alone[name]})
+    return report
+
+
+def _halves(x: np.ndarray, split: int) -> float:
+    order = np.random.default_rng((split, 7)).permutation(len(x))
+    return metrics.energy_distance(x[order[: len(x) // 2]], x[order[len(x) // 2 :]])
+
+
+# ----------------------------------------------------------------------------------------------------------- proteins
+
+
+@functools.cache
+def _proteins() -> tuple[Tree, np.ndarray]:
+    """The residues and which are held out: a quarter of the chains, since neighbours depend on each other."""
+    with np.load(ASSETS / "proteins.npz") as file:
+        everything = {name: file[name] for name in ("angles", "rotations", "chain")}
+    chains = np.random.default_rng(0).permutation(37)
+    return everything, np.isin(everything["chain"], chains[:9])
+
+
+def torsions() -> Mixed:
+    everything, test = _proteins()
+    angles = {"angles": everything["angles"][:, :2]}
+
+    def picture(samples: Tree, real: Tree) -> Image.Image:
+        return plots.picture(samples["angles"], real["angles"])
+
+    return Mixed(
+        spaces={"angles": spaces.angles(2)},
+        train=rows(angles, ~test),
+        test=rows(angles, test),
+        figures=lambda x: {"inside": float(np.mean((x["angles"] >= -np.pi) & (x["angles"] < np.pi)))},
+        picture=picture,
+    )
+
+
+def rotations() -> Mixed:
+    everything, test = _proteins()
+    turns = {"rotations": everything["rotations"][:, None]}
+
+    def vectors(x: Tree) -> np.ndarray:
+        q = x["rotations"][:, 0].astype(np.float64)
+        q = q * np.where(q[:, :1] < 0, -1, 1)
+        norm = np.linalg.norm(q[:, 1:], axis=1, keepdims=True)
+        return q[:, 1:] / np.maximum(norm, 1e-12) * 2 * np.arctan2(norm, q[:, :1])
+
+    def picture(samples: Tree, real: Tree) -> Image.Image:
+        # The rotation vector, seen along its third and along its first axis.
+        a, b = vectors(samples), vectors(real)
+        views = [plots.picture(a[:, view], b[:, view]) for view in ([0, 1], [1, 2])]
+        return _side_by_side(views)
+
+    return Mixed(
+        spaces={"rotations": spaces.rotations(1)}, train=rows(turns, ~test), test=rows(turns, test), picture=picture
+    )
+
+
+def _side_by_side(images: list[Image.Image]) -> Image.Image:
+    sheet = Image.new("RGB", (sum(i.width for i in images), max(i.height for i in images)), "white")
+    at = 0
+    for image in images:
+        sheet.paste(image, (at, 0))
+        at += image.width
+    return sheet
+
+
+# --------------------------------------------------------------------------------------------------------------- toys
+
+
+def correlated(correlation: float = 0.999) -> Mixed:
+    def draw(number: int, seed: int) -> Tree:
+        a, b = np.random.default_rng(seed).standard_normal((2, number))
+        pair = np.stack([a, correlation * a + np.sqrt(1 - correlation**2) * b], 1)
+        return {"x": pair.astype(np.float32)}
+
+    def figures(x: Tree) -> dict[str, float]:
+        narrow = (x["x"][:, 1] - x["x"][:, 0]) / np.sqrt(2 * (1 - correlation))
+        return {"narrow_std": float(narrow.std()), "correlation": float(np.corrcoef(x["x"].T)[0, 1])}
+
+    return Mixed(
+        spaces={"x": spaces.vector(2)},
+        train=draw(50_000, 0),
+        test=draw(10_000, 1),
+        figures=figures,
+        picture=lambda samples, real: plots.picture(samples["x"], real["x"]),
+    )
+
+
+def symbols(sites: int = 3, vocab: int = 4) -> Mixed:
+    shape = (vocab,) * sites
+    law = np.random.default_rng(5).gumbel(size=shape) * 1.5
+    law = np.exp(law) / np.exp(law).sum()
+
+    def draw(number: int, seed: int) -> Tree:
+        flat = np.random.default_rng(seed).choice(law.size, number, p=law.reshape(-1))
+        return {"s": np.stack(np.unravel_index(flat, shape), 1).astype(np.int32)}
+
+    def table(x: Tree) -> np.ndarray:
+        counted = np.zeros(shape)
+        np.add.at(counted, tuple(x["s"].T), 1)
+        return counted / len(x["s"])
+
+    def picture(samples: Tree, real: Tree) -> Image.Image:
+        # Frequency of every word, true above, sampled below.
+        both = np.stack([law.reshape(-1), table(samples).reshape(-1)])
+        return plots.grid((2 * both / both.max() - 1)[:, None, :, None].repeat(8, 1), columns=1)
+
+    return Mixed(
+        spaces={"s": spaces.symbols(sites, vocab)},
+        train=draw(50_000, 0),
+        test=draw(10_000, 1),
+        figures=lambda x: {"total_variation": float(0.5 * np.abs(table(x) - law).sum())},
+        picture=picture,
+    )
+
+
+def joint(classes: int = 5) -> Mixed:
+    centers = 2 * np.pi * np.arange(classes) / classes
+
+    def draw(number: int, seed: int) -> Tree:
+        rng = np.random.default_rng(seed)
+        c = rng.integers(0, classes, number)
+        theta = centers[c]
+        half, tilt = (theta + 0.1 * rng.standard_normal(number)) / 2, 0.1 * rng.standard_normal((number, 2)) / 2
+        q = np.stack([np.cos(half), tilt[:, 0], tilt[:, 1], np.sin(half)], 1)
+        q /= np.linalg.norm(q, axis=1, keepdims=True)
+        place = 1.3 * np.stack([np.cos(theta), np.sin(theta)], 1) + 0.08 * rng.standard_normal((number, 2))
+        angle = (theta[:, None] + 0.1 * rng.standard_normal((number, 1)) + np.pi) % (2 * np.pi) - np.pi
+        return {
+            "angle": np.minimum(angle, 3.1415925).astype(np.float32),
+            "position": place.astype(np.float32),
+            "rotation": q[:, None].astype(np.float32),
+            "symbol": ((2 * c) % classes).astype(np.int32)[:, None],
+        }
+
+    def readings(x: Tree) -> dict[str, np.ndarray]:
+        """The class that each part tells of."""
+        q = x["rotation"][:, 0]
+        near = lambda angle: np.rint(angle / (2 * np.pi / classes)).astype(int) % classes
+        return {
+            "angle": near(x["angle"][:, 0]),
+            "position": near(np.arctan2(x["position"][:, 1], x["position"][:, 0])),
+            "rotation": near(2 * np.arctan2(q[:, 3], q[:, 0])),
+            "symbol": (x["symbol"][:, 0] * (classes + 1) // 2) % classes,
+        }
+
+    def figures(x: Tree) -> dict[str, float]:
+        told = readings(x)
+        return {f"{n}_agrees": float(np.mean(told[n] == told["symbol"])) for n in ("angle", "position", "rotation")}
+
+    return Mixed(
+        spaces={
+            "angle": spaces.angles(1),
+            "position": spaces.vector(2),
+            "rotation": spaces.rotations(1),
+            "symbol": spaces.symbols(1, classes),
+        },
+        train=draw(20_000, 0),
+        test=draw(5_000, 1),
+        figures=figures,
+        held=("symbol",),
+        picture=lambda samples, real: plots.picture(samples["position"], real["position"]),
+    )
