@@ -26,13 +26,14 @@ TAPER = 25
 are so long in log-SNR that extrapolating over them does harm."""
 
 
-def dpmpp(order: int = 2, *, sde: float = 0.0, corrected: bool = False, taper: int = TAPER) -> Solver:
+def dpmpp(order: int = 2, *, sde: bool | float = False, corrected: bool = False, taper: int = TAPER) -> Solver:
     """Multistep DPM-Solver++: x0_hat extrapolated over log-SNR; its SDE forms too.
 
         x_s = (sigma_s / sigma_t) e^(-sde h) x_t + alpha_s int_0^h (1 + sde) e^((1 + sde)(u - h)) x0(u) du + sigma_s sqrt(1 - e^(-2 sde h)) z.
 
     As published and widely shipped, order 2 takes (1 - e^-h) h / 2 for the integral of u, and the order-3 solver halves that of u^2,
-    so that it converges with order 2, though with smaller errors up to about 40 steps. `corrected` takes the exact integrals.
+    so that it converges with order 2, though with smaller errors up to about 40 steps; and the variance of the order-2 SDE solver
+    converges with order 1. `corrected` takes the exact integrals: orders 2 and 3, and for the SDE 2 and 2.
 
     Args:
       order: 1 (DDIM), 2 or 3, of the polynomial's number of points.
@@ -54,7 +55,7 @@ def dpmpp(order: int = 2, *, sde: float = 0.0, corrected: bool = False, taper: i
     _check_order(order, (1, 2, 3))
     if not 0 <= sde <= 1:
         raise ValueError(f"expected sde in [0, 1] (0 the ODE, 1 the reverse SDE), got {sde=}")
-    frame = frames.data_with_noise(sde)
+    frame = frames.data_with_noise(float(sde))
     return _multistep(frame, order, taper=taper, rule=_exact if corrected else _published, sde=sde)
 
 
@@ -201,7 +202,7 @@ def _multistep(
     taper: int = 0,
     rule: Callable[..., list[Array]] = _exact,
     corrector: bool = False,
-    sde: float = 0.0,
+    sde: bool | float = False,
 ) -> Solver:
     if order == 1 and not corrector and not sde:
         return ddim()
