@@ -1,0 +1,345 @@
+"""What any chain on K symbols needs, and the step matrices of D3PM.
+
+A chain is known by its transition probabilities P_st[i, j] = q(x_t = j | x_s = i). With a row of P_0s and a column of P_st
+
+    q(x_s | x_0, x_t) = P_0s[x_0, x_s] P_st[x_s, x_t] / P_0t[x_0, x_t],
+
+and with x_0 summed out over a guess p, `q(x_0) = p(x_0) / P_0t[x_0, x_t]` pushed forward to s and multiplied by the column. `process` writes
+this down once; `discrete.markov` and `rates.process` bring the rows and columns. Jump processes have a shorter way: `diffjax.processes.discrete`.
+
+Then the step matrices `[T, K, K]` for `discrete.markov`, in float64 NumPy: `uniform_steps`, `absorbing_steps`, `gaussian_steps`, `banded_steps`
+and `neighbour_steps`. Row i of a matrix is the law of the next symbol after i.
+
+Source: Austin et al. 2021 (D3PM), arXiv:2107.03006, eq. 1-3 and app. A.2.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+from numpy.typing import ArrayLike as Table
+
+from diffjax import numerics
+from diffjax.processes.base import Process
+
+# ---------------------------------------------------------------------------------------------------- at the door
+
+
+def check_symbols(symbols: int, **arrays: Array | jax.ShapeDtypeStruct) -> None:
+    """Raises unless the arrays hold integers of a dtype that can count to `symbols - 1`. Values are not looked at.
+
+    Example:
+      >>> check_symbols(300, x0=jnp.zeros(2, jnp.int8))
+      Traceback (most recent call last):
+      ...
+      ValueError: 300 symbols need a dtype that holds 299, got x0.dtype=dtype('int8')
+    """
+    for name, x in arrays.items():
+        if not jnp.issubdtype(x.dtype, jnp.integer):
+            raise TypeError(f"symbols are integers (not one-hot, not probabilities), got {name}.dtype={x.dtype!r}")
+        if jnp.iinfo(x.dtype).max < symbols - 1:
+            raise ValueError(f"{symbols} symbols need a dtype that holds {symbols - 1}, got {name}.dtype={x.dtype!r}")
+
+
+def check_pair(symbols: int, x0: Array, xt: Array) -> Array:
+    """`x0` in xt's dtype, both checked: a guess is often int32 where the data are int8.
+
+    Example:
+      >>> print(check_pair(3, jnp.array([1]), jnp.array([2], jnp.int8)).dtype)
+      int8
+    """
+    numerics.check_same(x0=x0, xt=xt)
+    check_symbols(symbols, x0=x0, xt=xt)
+    return x0.astype(xt.dtype)
+
+
+def check_logits(logits: Array, x: Array, symbols: int) -> None:
+    """Raises a `ValueError` unless the logits are `[*x.shape, symbols]`.
+
+    Example:
+      >>> check_logits(jnp.zeros((2, 3)), jnp.zeros(2, int), 4)
+      Traceback (most recent call last):
+      ...
+      ValueError: expected logits of shape [*xt.shape, symbols] = (2, 4), got logits_x0.shape=(2, 3)
+    """
+    if tuple(logits.shape) != (*x.shape, symbols):
+        raise ValueError(
+            f"expected logits of shape [*xt.shape, symbols] = {(*x.shape, symbols)}, got logits_x0.shape={logits.shape}"
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------- pieces
+
+
+def safe_log(p: Array) -> Array:
+    """`log p`, -inf where p = 0 (or below, by rounding), with derivative 0 there.
+
+    Example:
+      >>> print(safe_log(jnp.array([0.0, 1.0])), jax.grad(safe_log)(0.0))
+      [-inf   0.] 0.0
+    """
+    positive = p > 0
+    return jnp.where(positive, jnp.log(jnp.where(positive, p, jnp.ones_like(p))), jnp.full_like(p, -jnp.inf))
+
+
+def product(v: Array, matrix: Array) -> Array:
+    """Row vectors times matrices, `v M`: one matrix for all, or one for each leading index.
+
+    Args:
+      v: `[*batch, *event, K]`.
+      matrix: `[*batch, K, K]`; axes of size one serve all.
+
+    Returns:
+      `[*batch, *event, K]`, in full float32 also where the device would rather round to fewer bits.
+
+    Example:
+      >>> product(jnp.ones((2, 5, 7, 3)), jnp.ones((2, 3, 3))).shape
+      (2, 5, 7, 3)
+    """
+    lead = matrix.ndim - 2
+    flat = v.reshape(v.shape[:lead] + (-1, v.shape[-1]))
+    return jnp.matmul(flat, matrix.astype(v.dtype), precision=jax.lax.Precision.HIGHEST).reshape(v.shape)
+
+
+def categorical(key: Array, weights: Array, otherwise: Array) -> Array:
+    """A draw from each row of weights by inverse CDF; a symbol of weight 0 is never drawn.
+
+    Args:
+      key: one key, or an array of keys `[*batch]`.
+      weights: `[*shape, K]`, >= 0, of any sum.
+      otherwise: `[*shape]`, returned where all weights are 0.
+
+    Returns:
+      `[*shape]` of otherwise's dtype.
+
+    Example:
+      >>> print(categorical(jax.random.key(0), jnp.array([[0.0, 2.0], [0.0, 0.0]]), jnp.array([5, 5])))
+      [1 5]
+    """
+    summed = jnp.cumsum(weights, axis=-1)
+    goal = numerics.uniform(key, weights.shape[:-1], weights.dtype) * summed[..., -1]
+    past = (summed > goal[..., None]) & (weights > 0)
+    # Rounding may leave the goal beyond every partial sum.
+    drawn = jnp.where(jnp.any(past, axis=-1), jnp.argmax(past, axis=-1), jnp.argmax(weights, axis=-1))
+    return jnp.where(summed[..., -1] > 0, drawn.astype(otherwise.dtype), otherwise)
+
+
+def process(
+    *,
+    row: Callable[[Array, ArrayLike], Array],
+    reach: Callable[[Array, ArrayLike], Array],
+    column: Callable[[Array, ArrayLike, ArrayLike], Array],
+    push: Callable[[Array, ArrayLike], Array],
+    prior: Table,
+) -> Process:
+    """The process of a chain on K symbols, given its transition probabilities P.
+
+    Args:
+      row: `(x0, t) -> [*x0.shape, K]`, P_0t[x0, :].
+      reach: `(xt, t) -> [*xt.shape, K]`, P_0t[:, xt].
+      column: `(xt, s, t) -> [*xt.shape, K]`, P_st[:, xt].
+      push: `(weights [*shape, K], s) -> [*shape, K]`, weights P_0s.
+      prior: `[K]`, the law of x_1.
+
+    Returns:
+      a `Process`, all capabilities but `score`. Where the ends cannot be joined, bridges keep x_t.
+
+    Example:
+      >>> flip = jnp.array([[0.9, 0.1], [0.1, 0.9]])
+      >>> p = process(
+      ...     row=lambda x0, t: flip[x0],
+      ...     reach=lambda xt, t: flip[xt],
+      ...     column=lambda xt, s, t: jnp.eye(2)[xt],
+      ...     push=lambda w, s: product(w, flip),
+      ...     prior=[0.5, 0.5],
+      ... )
+      >>> print(p.log_prob(jnp.array([0]), jnp.array([1]), 0.5).round(4))
+      -2.3026
+    """
+    law = np.asarray(prior, np.float64)
+    symbols = len(law)
+
+    def draw_prior(key, like):
+        check_symbols(symbols, like=like)
+        weights = jnp.broadcast_to(jnp.asarray(law), (*like.shape, symbols))
+        return categorical(key, weights, jnp.zeros(like.shape, like.dtype))
+
+    def corrupt(key, x0, t):
+        check_symbols(symbols, x0=x0)
+        return categorical(key, row(x0, t), x0)
+
+    def bridge(key, x0, xt, s, t):
+        x0 = check_pair(symbols, x0, xt)
+        # In logs: the product of two small probabilities may underflow where their ratios are as they should be.
+        log_weights = safe_log(row(x0, s)) + safe_log(column(xt, s, t))
+        top = jnp.max(log_weights, axis=-1, keepdims=True)
+        return categorical(key, jnp.exp(log_weights - jnp.where(jnp.isfinite(top), top, jnp.zeros_like(top))), xt)
+
+    def log_prob(x0, xt, t):
+        x0 = check_pair(symbols, x0, xt)
+        each = jnp.take_along_axis(row(x0, t), xt[..., None].astype(jnp.int32), axis=-1)[..., 0]
+        return numerics.sum_event(safe_log(each), t)
+
+    def posterior_logits(logits_x0, xt, s, t):
+        check_logits(logits_x0, xt, symbols)
+        check_symbols(symbols, xt=xt)
+        guess, ways, last = numerics.upcast(logits_x0, reach(xt, t), column(xt, s, t))
+        guess = jax.nn.log_softmax(guess)
+        log_q = jnp.where(ways > 0, guess - safe_log(jnp.where(ways > 0, ways, jnp.ones_like(ways))), -jnp.inf)
+        top = jax.lax.stop_gradient(jnp.max(log_q, axis=-1, keepdims=True))
+        top = jnp.where(jnp.isfinite(top), top, jnp.zeros_like(top))
+        out = safe_log(push(jnp.exp(log_q - top), s)) + top + safe_log(last)
+        # Guesses that cannot lead to x_t count for x_t itself.
+        stray = jnp.sum(jnp.where(ways > 0, jnp.zeros_like(guess), jnp.exp(guess)), axis=-1, keepdims=True)
+        lost = ~jnp.any(jnp.isfinite(out), axis=-1, keepdims=True)
+        stray = jnp.where(lost, jnp.ones_like(stray), stray)
+        here = jnp.arange(symbols, dtype=xt.dtype).reshape((1,) * xt.ndim + (symbols,)) == xt[..., None]
+        out = jnp.logaddexp(out, jnp.where(here, safe_log(stray), -jnp.inf))
+        return jax.nn.log_softmax(out).astype(logits_x0.dtype)
+
+    return Process(
+        prior=draw_prior, corrupt=corrupt, bridge=bridge, log_prob=log_prob, posterior_logits=posterior_logits
+    )
+
+
+# --------------------------------------------------------------------------------------------------- step matrices
+
+
+def _betas(betas: Table, most: float = 1.0) -> np.ndarray:
+    b = np.asarray(betas, np.float64)
+    if b.ndim != 1 or not ((b >= 0) & (b <= most)).all():
+        raise ValueError(
+            f"expected noise rates betas [T] in [0, {most}], got shape {b.shape} from {b.min()} to {b.max()}"
+        )
+    return b[:, None, None]
+
+
+def _stay(steps: np.ndarray) -> np.ndarray:
+    """Off-diagonal probabilities completed by the diagonal."""
+    eye = np.eye(steps.shape[-1], dtype=bool)
+    off = np.where(eye, 0, steps)
+    return off + np.where(eye, 1 - off.sum(-1, keepdims=True), 0)
+
+
+def uniform_steps(betas: Table, *, vocab: int) -> np.ndarray:
+    """`Q_k = (1 - beta_k) I + beta_k / K`: with probability beta_k a fresh uniform symbol. `[T, K, K]`.
+
+    Source: Austin et al. 2021, arXiv:2107.03006, app. A.2.1.
+
+    Example:
+      >>> print(uniform_steps([0.3], vocab=3)[0])
+      [[0.8 0.1 0.1]
+       [0.1 0.8 0.1]
+       [0.1 0.1 0.8]]
+    """
+    b = _betas(betas)
+    return (1 - b) * np.eye(vocab) + b / vocab
+
+
+def absorbing_steps(betas: Table, *, vocab: int) -> np.ndarray:
+    """`Q_k`: with probability beta_k the mask, the symbol `vocab`. `[T, vocab + 1, vocab + 1]`.
+
+    `beta_k = 1 / (T - k + 1)` masks evenly over the steps.
+
+    Source: Austin et al. 2021, arXiv:2107.03006, app. A.2.2.
+
+    Example:
+      >>> print(absorbing_steps([0.25], vocab=2)[0])
+      [[0.75 0.   0.25]
+       [0.   0.75 0.25]
+       [0.   0.   1.  ]]
+    """
+    b = _betas(betas)
+    eye = np.eye(vocab + 1)
+    return (1 - b) * eye + b * eye[vocab]
+
+
+def gaussian_steps(betas: Table, *, vocab: int) -> np.ndarray:
+    """The discretised Gaussian for ordered symbols: off the diagonal `exp(-4 |i - j|^2 / ((K-1)^2 beta_k))`, normalised over all differences. `[T, K, K]`.
+
+    Doubly stochastic, so its stationary law is uniform; beta / 2 is about the variance of a step where the symbols span [-1, 1].
+
+    Source: Austin et al. 2021, arXiv:2107.03006, app. A.2.3, eq. 8.
+
+    Example:
+      >>> print(gaussian_steps([0.5], vocab=3)[0].round(3))
+      [[0.893 0.106 0.   ]
+       [0.106 0.787 0.106]
+       [0.    0.106 0.893]]
+    """
+    b = np.maximum(_betas(betas, np.inf), 1e-300)
+    scale = (vocab - 1) ** 2 * b / 4
+    n = np.arange(-(vocab - 1), vocab)
+    i = np.arange(vocab)
+    return _stay(np.exp(-((i[:, None] - i) ** 2) / scale) / np.exp(-(n**2) / scale).sum(-1, keepdims=True))
+
+
+def banded_steps(betas: Table, *, vocab: int, width: int) -> np.ndarray:
+    """`Q_k`: probability `beta_k / K` for each symbol at most `width` away. `[T, K, K]`, doubly stochastic.
+
+    Source: Austin et al. 2021, arXiv:2107.03006, app. A.2 (band-diagonal matrices).
+
+    Example:
+      >>> print(banded_steps([0.4], vocab=4, width=1)[0])
+      [[0.9 0.1 0.  0. ]
+       [0.1 0.8 0.1 0. ]
+       [0.  0.1 0.8 0.1]
+       [0.  0.  0.1 0.9]]
+    """
+    i = np.arange(vocab)
+    return _stay(_betas(betas) / vocab * (np.abs(i[:, None] - i) <= width))
+
+
+def neighbour_rates(embeddings: Table, *, neighbours: int) -> np.ndarray:
+    """The rate matrix of moves to near symbols: `R = A - diag(sum A)`, `A = (G + G^T) / 2k`, G the k-nearest-neighbour graph. `[K, K]`.
+
+    Symmetric, so its stationary law is uniform on each connected part of the graph. It also serves `rates.process`.
+
+    Args:
+      embeddings: `[K, d]`, where the symbols lie.
+      neighbours: k, 1 <= k < K.
+
+    Source: Austin et al. 2021, arXiv:2107.03006, app. A.2 (nearest neighbours in embedding space).
+
+    Example:
+      >>> print(neighbour_rates([[0.0], [1.0], [3.0]], neighbours=1))
+      [[-1.   1.   0. ]
+       [ 1.  -1.5  0.5]
+       [ 0.   0.5 -0.5]]
+    """
+    e = np.asarray(embeddings, np.float64)
+    if e.ndim != 2 or not 1 <= neighbours < len(e):
+        raise ValueError(f"expected embeddings [K, d] and 1 <= neighbours < K, got shape {e.shape} and {neighbours=}")
+    squares = (e**2).sum(1)
+    distance = squares[:, None] + squares - 2 * e @ e.T
+    np.fill_diagonal(distance, np.inf)
+    graph = np.zeros_like(distance)
+    np.put_along_axis(graph, np.argsort(distance, axis=1, kind="stable")[:, :neighbours], 1.0, axis=1)
+    adjacency = (graph + graph.T) / (2 * neighbours)
+    return adjacency - np.diag(adjacency.sum(1))
+
+
+def neighbour_steps(betas: Table, *, embeddings: Table, neighbours: int) -> np.ndarray:
+    """`Q_k = exp(beta_k R)` with the rates R of `neighbour_rates`. `[T, K, K]`, doubly stochastic.
+
+    Args:
+      betas: `[T]`, >= 0, the time each step runs.
+      embeddings: `[K, d]`.
+      neighbours: k, 1 <= k < K.
+
+    Source: Austin et al. 2021, arXiv:2107.03006, app. A.2 (nearest neighbours in embedding space).
+
+    Example:
+      >>> print(neighbour_steps([0.1], embeddings=[[0.0], [1.0], [3.0]], neighbours=1)[0].round(3))
+      [[0.909 0.088 0.002]
+       [0.088 0.866 0.045]
+       [0.002 0.045 0.952]]
+    """
+    b = _betas(betas, np.inf)
+    # R is symmetric, so that its eigenvectors are orthogonal and this is exact to rounding.
+    values, vectors = np.linalg.eigh(neighbour_rates(embeddings, neighbours=neighbours))
+    steps = np.maximum((vectors * np.exp(b * values)) @ vectors.T, 0)
+    return steps / steps.sum(-1, keepdims=True)

@@ -1,0 +1,408 @@
+"""Symbols that jump: data are integers, and noise replaces them.
+
+In a *jump process* each symbol is kept with probability alpha(t), its survival, and is otherwise drawn afresh from a
+stationary law pi:
+
+    q(x_t | x_0) = alpha_t [x_t = x_0] + (1 - alpha_t) pi(x_t).
+
+pi uniform gives multinomial diffusion, pi all on one extra symbol ("mask") gives absorbing diffusion, and any other pi will do. Let a be
+the survival over [0, s] and b = alpha_t / alpha_s that over [s, t]. Bayes' rule gives the bridge as a mixture of three parts,
+
+    x_s = x_0      with weight  a (1 - b) pi(x_t) + a b [x_0 = x_t],
+    x_s = x_t      with weight  (1 - a) b pi(x_t),
+    x_s ~ pi       with weight  (1 - a)(1 - b) pi(x_t),
+
+so a draw costs the same for any number of symbols K, and no array with an axis of length K is ever made. `posterior_logits` is the bridge
+with x_0 summed out over a network's guess, in O(K) instead of O(K^2).
+
+Where the two ends cannot be joined (pi(x_t) = 0 and x_0 != x_t: an unmasked symbol and another guess) there is no law to draw from. All
+bridges then keep x_t, which is what a sampler wants: what has been revealed stays.
+
+`uniform`, `absorbing` and `jump` make processes. `markov` takes D3PM step matrices, of which `uniform_steps`, `absorbing_steps`,
+`gaussian_steps`, `banded_steps` and `neighbour_steps` make the well-known ones; a rate matrix goes to `diffjax.processes.rates`.
+
+Source: Austin et al. 2021 (D3PM), arXiv:2107.03006; Hoogeboom et al. 2021, arXiv:2102.05379; Felsenstein 1981 for the process with
+any pi (F81). The three-part bridge and its sum over x_0 are derived here.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+from numpy.typing import ArrayLike as Table
+
+from diffjax import numerics
+from diffjax.numerics import expand_right
+from diffjax.processes import chains
+from diffjax.processes.base import Process
+from diffjax.processes.chains import absorbing_steps, banded_steps, gaussian_steps, neighbour_steps, uniform_steps
+from diffjax.processes.chains import safe_log as _log
+from diffjax.schedules import Schedule
+
+__all__ = [
+    "absorbing",
+    "absorbing_steps",
+    "banded_steps",
+    "gaussian_steps",
+    "jump",
+    "markov",
+    "neighbour_steps",
+    "posterior_logits",
+    "survival",
+    "uniform",
+    "uniform_steps",
+]
+
+# -------------------------------------------------------------------------------------------------------- survival
+
+
+def survival(t: ArrayLike, *, schedule: Schedule) -> Array:
+    """The probability alpha(t) that a symbol has not jumped by t, of t's shape, in [0, 1] and exactly 1 at t = 0.
+
+    A schedule's rounding may leave 1 - 6e-8 at t = 0, and clean data must stay clean.
+
+    Example:
+      >>> from diffjax import schedules
+      >>> print(survival(jnp.array([0.0, 0.25, 1.0]), schedule=schedules.rectified()))
+      [1.   0.75 0.  ]
+    """
+    alpha = schedule(t)[0]
+    alpha = jnp.clip(alpha, jnp.zeros_like(alpha), jnp.ones_like(alpha))
+    return jnp.where(jnp.broadcast_to(jnp.asarray(t) == 0, alpha.shape), jnp.ones_like(alpha), alpha)
+
+
+def legs(s: ArrayLike, t: ArrayLike, *, schedule: Schedule) -> tuple[Array, Array, Array, Array]:
+    """The survivals over [0, s] and [s, t] and what each lacks of 1: `(a, 1 - a, b, 1 - b)`, in the times' shapes.
+
+    1 - b comes from the difference of the alphas, so that short steps keep their digits. Where alpha_s = 0 nothing is left to
+    decay and b = 1: s = t is then the identity there too.
+
+    Example:
+      >>> from diffjax import schedules
+      >>> print(*legs(0.5, 0.75, schedule=schedules.rectified()))
+      0.5 0.5 0.5 0.5
+    """
+    a, alpha_t = survival(s, schedule=schedule), survival(t, schedule=schedule)
+    a, alpha_t = numerics.upcast(a, alpha_t)
+    dead = a == 0
+    alive = jnp.where(dead, jnp.ones_like(a), a)
+    decay = jnp.clip((a - alpha_t) / alive, jnp.zeros_like(a), jnp.ones_like(a))
+    return a, 1 - a, jnp.where(dead, jnp.ones_like(decay), alpha_t / alive), decay
+
+
+# ------------------------------------------------------------------------------------------------- x_0 marginalised
+
+
+def posterior_logits(
+    logits_x0: Array, xt: Array, s: ArrayLike, t: ArrayLike, *, schedule: Schedule, stationary: ArrayLike
+) -> Array:
+    """The bridge with x_0 summed out: `log sum_x0 p(x_0) q(x_s | x_0, x_t)` for all x_s, normalised.
+
+    With q(x_0) = p(x_0) / q(x_t | x_0) every term is a product of something in x_0 and x_s and something in x_s alone, so
+
+        p(x_s) = [a q(x_s) + (1 - a) pi(x_s) sum q] [b [x_s = x_t] + (1 - b) pi(x_t)],
+
+    which is O(K) a site. (Putting the probabilities p in the place of a certain x_0 in the bridge's formula, as is often done, is
+    another law: it is right only where p is certain.)
+
+    Args:
+      logits_x0: `[*batch, *event, K]`, a guess of x_0; need not be normalised, may hold -inf.
+      xt: `[*batch, *event]` of integers in [0, K).
+      s: `[*batch]` or scalar, s <= t.
+      t: `[*batch]` or scalar.
+      schedule: `t -> (alpha, sigma)`; alpha is the survival.
+      stationary: `[K]`, the law pi of fresh symbols, summing to 1; may hold zeros.
+
+    Returns:
+      `[*batch, *event, K]`, log-probabilities in nats, of logits_x0's dtype. A guess that cannot lead to x_t counts for x_t itself.
+
+    Raises:
+      ValueError: shapes that do not fit.
+
+    Source: Austin et al. 2021, arXiv:2107.03006, eq. 3-4, summed here in closed form.
+
+    Example:
+      Half masked, so a masked symbol (2) is revealed with probability 1/2 on the way to s = 0.25:
+
+      >>> from diffjax import schedules
+      >>> logits = jnp.log(jnp.array([[0.9, 0.1, 0.0]]))
+      >>> out = posterior_logits(
+      ...     logits, jnp.array([2]), 0.25, 0.5, schedule=schedules.rectified(), stationary=jnp.array([0.0, 0.0, 1.0])
+      ... )
+      >>> print(np.exp(out).round(3))
+      [[0.45 0.05 0.5 ]]
+    """
+    symbols = np.shape(stationary)[-1] if np.ndim(stationary) == 1 else 0
+    chains.check_logits(logits_x0, xt, symbols)
+    guess, pi, *coefficients = numerics.upcast(logits_x0, stationary, *legs(s, t, schedule=schedule))
+    for c in coefficients:
+        numerics.check_batch(c, xt)
+    a, lost_a, b, lost_b = (expand_right(c, guess) for c in coefficients)
+
+    pi_t = pi[xt][..., None]
+    here = jnp.arange(symbols, dtype=xt.dtype).reshape((1,) * xt.ndim + (symbols,)) == xt[..., None]
+    pi = pi.reshape((1,) * xt.ndim + (symbols,))
+    forgotten = lost_a + a * lost_b  # 1 - ab as a sum of positives
+    elsewhere = forgotten * pi_t  # q(x_t | x_0) for x_0 != x_t
+
+    log_q = jax.nn.log_softmax(guess) - jnp.where(here, _log(a * b + elsewhere), _log(_or_one(elsewhere)))
+    total = jax.nn.logsumexp(log_q, axis=-1, keepdims=True)
+    first = jnp.logaddexp(_log(a) + log_q, _log(lost_a * pi) + total)
+    out = first + jnp.where(here, _log(b + lost_b * pi_t), _log(lost_b * pi_t))
+    # x_t = x_0 for sure: x_s is there too, whatever the guess says.
+    certain = jnp.where(here, jnp.zeros_like(out), jnp.full_like(out, -jnp.inf))
+    return jnp.where(elsewhere > 0, out, certain).astype(logits_x0.dtype)
+
+
+def _or_one(x: Array) -> Array:
+    return jnp.where(x > 0, x, jnp.ones_like(x))
+
+
+# -------------------------------------------------------------------------------------------------- jump processes
+
+
+def _bits(key: Array, shape: tuple[int, ...]) -> Array:
+    """Uniform integers in [0, 2^31), of 16 and 15 bits: one float32 draw has 23, too coarse for thousands of symbols."""
+    u = numerics.uniform(key, (*shape, 2))
+    high, low = jnp.floor(u[..., 0] * 2**16), jnp.floor(u[..., 1] * 2**15)
+    return high.astype(jnp.uint32) * jnp.uint32(2**15) + low.astype(jnp.uint32)
+
+
+def _jump(
+    schedule: Schedule,
+    *,
+    symbols: int,
+    fresh: Callable[[Array, tuple[int, ...]], Array],
+    mass: Callable[[Array, np.dtype], Array],
+    stationary: np.ndarray,
+) -> Process:
+    """The jump process of pi given as a sampler `(key, shape) -> symbols`, a look-up `(x, dtype) -> pi(x)` and a vector."""
+
+    def prior(key, like):
+        chains.check_symbols(symbols, like=like)
+        return fresh(key, tuple(like.shape)).astype(like.dtype)
+
+    def corrupt(key, x0, t):
+        chains.check_symbols(symbols, x0=x0)
+        alpha = expand_right(survival(t, schedule=schedule), x0)
+        key_keep, key_fresh = numerics.split(key)
+        keep = numerics.uniform(key_keep, x0.shape, alpha.dtype) < alpha
+        return jnp.where(keep, x0, fresh(key_fresh, x0.shape).astype(x0.dtype))
+
+    def bridge(key, x0, xt, s, t):
+        x0 = chains.check_pair(symbols, x0, xt)
+        a, lost_a, b, lost_b = (expand_right(c, xt) for c in legs(s, t, schedule=schedule))
+        pi_t = mass(xt, a.dtype)
+        to_x0 = a * lost_b * pi_t + jnp.where(x0 == xt, a * b, jnp.zeros_like(pi_t))
+        to_xt = lost_a * b * pi_t
+        total = to_x0 + to_xt + lost_a * lost_b * pi_t
+        key_part, key_fresh = numerics.split(key)
+        goal = numerics.uniform(key_part, xt.shape, a.dtype) * total
+        other = jnp.where(goal < to_x0 + to_xt, xt, fresh(key_fresh, xt.shape).astype(xt.dtype))
+        return jnp.where(total > 0, jnp.where(goal < to_x0, x0, other), xt)
+
+    def log_prob(x0, xt, t):
+        x0 = chains.check_pair(symbols, x0, xt)
+        alpha = expand_right(survival(t, schedule=schedule), xt)
+        renewed = (1 - alpha) * mass(xt, alpha.dtype)
+        return numerics.sum_event(_log(renewed + jnp.where(x0 == xt, alpha, jnp.zeros_like(alpha))), t)
+
+    def marginalised(logits_x0, xt, s, t):
+        chains.check_symbols(symbols, xt=xt)
+        return posterior_logits(logits_x0, xt, s, t, schedule=schedule, stationary=jnp.asarray(stationary))
+
+    return Process(prior=prior, corrupt=corrupt, bridge=bridge, log_prob=log_prob, posterior_logits=marginalised)
+
+
+def jump(schedule: Schedule, *, stationary: Table) -> Process:
+    """The jump process with any stationary law: `q(x_t | x_0) = alpha_t [x_t = x_0] + (1 - alpha_t) pi(x_t)`.
+
+    Args:
+      schedule: `t -> (alpha, sigma)`; alpha is the survival, sigma is not used.
+      stationary: `[K]` probabilities pi, known now (not traced), such as the frequencies of the symbols in the data. Zeros are allowed.
+
+    Returns:
+      a `Process` on integers in [0, K), of any shape and any integer dtype that holds K - 1; all capabilities but `score`. `prior` draws
+      from pi. Fresh symbols are drawn with 31 bits by binary search: each probability is right to 2^-31.
+
+    Raises:
+      ValueError: pi is no probability vector. TypeError: data are no integers.
+
+    Source: Felsenstein 1981; Austin et al. 2021, arXiv:2107.03006, app. A.
+
+    Example:
+      >>> from diffjax import schedules
+      >>> p = jump(schedules.rectified(), stationary=jnp.array([0.5, 0.3, 0.2]))
+      >>> x0 = jnp.array([2, 2, 2], jnp.int8)
+      >>> print(jnp.exp(p.log_prob(x0, jnp.arange(3, dtype=jnp.int8), jnp.full(3, 0.5))).round(3))
+      [0.25 0.15 0.6 ]
+    """
+    pi = np.asarray(stationary, np.float64)
+    if pi.ndim != 1 or not (pi >= 0).all() or not abs(pi.sum() - 1) < 1e-4:
+        raise ValueError(
+            f"expected stationary probabilities [K] >= 0 that sum to 1, got shape {pi.shape} with sum {pi.sum():.6g}"
+        )
+    pi = pi / pi.sum()
+    # Symbols are drawn by integers, exactly: float32's cumulative sums would lose the small ones.
+    last = int(np.flatnonzero(pi)[-1])
+    thresholds = np.round(np.cumsum(pi)[:last] * 2.0**31).astype(np.uint32)
+
+    def fresh(key, shape):
+        return jnp.searchsorted(jnp.asarray(thresholds), _bits(key, shape), side="right")
+
+    return _jump(
+        schedule,
+        symbols=len(pi),
+        fresh=fresh,
+        mass=lambda x, dtype: jnp.asarray(pi, dtype)[x],
+        stationary=pi,
+    )
+
+
+def uniform(schedule: Schedule, *, vocab: int) -> Process:
+    """The jump process to a uniform symbol (multinomial diffusion).
+
+    Args:
+      schedule: `t -> (alpha, sigma)`; alpha is the survival.
+      vocab: number of symbols K; data are integers in [0, K).
+
+    Returns:
+      a `Process`, as of `jump`.
+
+    Source: Hoogeboom et al. 2021, arXiv:2102.05379, eq. 11; Austin et al. 2021, arXiv:2107.03006, app. A.2.1.
+
+    Example:
+      >>> from diffjax import schedules
+      >>> p = uniform(schedules.cosine(), vocab=50_000)
+      >>> p.corrupt(jax.random.key(0), jnp.zeros((4, 8), jnp.uint16), jnp.full(4, 0.5)).dtype
+      dtype('uint16')
+    """
+    _check_vocab(vocab)
+
+    def fresh(key, shape):
+        # The remainder favours small symbols by K / 2^31.
+        return (_bits(key, shape) % jnp.uint32(vocab)).astype(jnp.int32)
+
+    return _jump(
+        schedule,
+        symbols=vocab,
+        fresh=fresh,
+        mass=lambda x, dtype: jnp.full(x.shape, 1 / vocab, dtype),
+        stationary=np.full(vocab, 1 / vocab),
+    )
+
+
+def absorbing(schedule: Schedule, *, vocab: int) -> Process:
+    """The jump process to an extra symbol, the mask, where symbols stay: masked diffusion.
+
+    Args:
+      schedule: `t -> (alpha, sigma)`; alpha is the share of symbols not yet masked. It should end at alpha(1) = 0.
+      vocab: number of symbols V in the data, integers in [0, V). The mask is the symbol V; noisy data are in [0, V].
+
+    Returns:
+      a `Process` with a prior all of masks. `posterior_logits` takes logits with or without an entry for the mask (without: a
+      clean symbol is never the mask) and gives V + 1. A symbol that is not masked stays, whatever the guess.
+
+    Source: Austin et al. 2021, arXiv:2107.03006, app. A.2.2; Sahoo et al. 2024, arXiv:2406.07524.
+
+    Example:
+      >>> from diffjax import schedules
+      >>> p = absorbing(schedules.rectified(), vocab=4)
+      >>> print(p.corrupt(jax.random.key(0), jnp.array([0, 1, 2, 3]), jnp.array([0.0, 0.0, 1.0, 1.0])))
+      [0 1 4 4]
+    """
+    _check_vocab(vocab)
+    process = _jump(
+        schedule,
+        symbols=vocab + 1,
+        fresh=lambda key, shape: jnp.full(shape, vocab, jnp.int32),
+        mass=lambda x, dtype: (x == jnp.asarray(vocab, x.dtype)).astype(dtype),
+        stationary=np.eye(vocab + 1)[vocab],
+    )
+    inner = process.posterior_logits
+    assert inner is not None
+
+    def with_mask(logits_x0, xt, s, t):
+        if logits_x0.shape[-1] == vocab:
+            never = jnp.full((*logits_x0.shape[:-1], 1), -jnp.inf, logits_x0.dtype)
+            logits_x0 = jnp.concatenate([logits_x0, never], axis=-1)
+        return inner(logits_x0, xt, s, t)
+
+    return Process(
+        prior=process.prior,
+        corrupt=process.corrupt,
+        bridge=process.bridge,
+        log_prob=process.log_prob,
+        posterior_logits=with_mask,
+    )
+
+
+def _check_vocab(vocab: int) -> None:
+    if not 1 <= vocab < 2**31:
+        raise ValueError(f"expected a number of symbols, 1 <= vocab < 2^31, got {vocab=}")
+
+
+# -------------------------------------------------------------------------------------------------- step matrices
+
+
+def markov(step_matrices: Table) -> Process:
+    """The D3PM process of T step matrices: `q(x_k | x_{k-1}) = Q_k[x_{k-1}, x_k]` at the times t = k / T.
+
+    Args:
+      step_matrices: `[T, K, K]`, Q_1 to Q_T, rows summing to 1, known now (not traced). `gaussian_steps` and its like make them.
+
+    Returns:
+      a `Process` on integers in [0, K), all capabilities but `score`; times are rounded to the nearest k / T. `prior` draws from the
+      average row of Q_1 ... Q_T, which is every row where the chain has forgotten its start. Products from 0 are tables made in
+      float64, so a step to the neighbouring time costs O(K) a site in `bridge` and O(K^2) in `posterior_logits`; a longer one multiplies
+      as many matrices as it is long. The tables take 2 T K^2 numbers: for many symbols and steps prefer `jump` or `rates.process`.
+
+    Raises:
+      ValueError: not `[T, K, K]` or no stochastic matrices.
+
+    Source: Austin et al. 2021, arXiv:2107.03006, eq. 1-3.
+
+    Example:
+      >>> p = markov(gaussian_steps(np.full(10, 0.1), vocab=8))
+      >>> x0 = jnp.full((3, 5), 4)
+      >>> xt = p.corrupt(jax.random.key(0), x0, 0.1)
+      >>> xt.shape, p.posterior_logits(jnp.zeros((3, 5, 8)), xt, 0.1, 0.2).shape
+      ((3, 5), (3, 5, 8))
+    """
+    q = np.asarray(step_matrices, np.float64)
+    if q.ndim != 3 or q.shape[1] != q.shape[2] or not (q >= 0).all() or not np.allclose(q.sum(-1), 1, atol=1e-4):
+        raise ValueError(f"expected step matrices [T, K, K] >= 0 whose rows sum to 1, got shape {q.shape}")
+    q = q / q.sum(-1, keepdims=True)
+    count, symbols = q.shape[:2]
+    products = [np.eye(symbols)]
+    for step in q:
+        products.append(products[-1] @ step)
+    # Entry 0 of both is the identity: the step that is taken once the goal is reached.
+    from_start, steps = np.stack(products), np.concatenate([np.eye(symbols)[None], q])
+
+    def index(t):
+        numerics.check_time(t)
+        return jnp.round(numerics.upcast(t)[0] * count).astype(jnp.int32)
+
+    def column(xt, s, t):
+        table = jnp.asarray(steps)
+        j, k = jnp.broadcast_arrays(index(s), index(t))
+        one_step = table[jnp.where(expand_right(k > j, xt), expand_right(k, xt), 0), :, xt]
+
+        def back(i, v):
+            at = k - 1 - i
+            matrix = table[jnp.where(at > j, at, 0)]
+            return chains.product(v, jnp.swapaxes(matrix, -1, -2))
+
+        return jax.lax.fori_loop(0, jnp.max(k - j) - 1, back, one_step)
+
+    return chains.process(
+        row=lambda x0, t: jnp.asarray(from_start)[expand_right(index(t), x0), x0],
+        reach=lambda xt, t: jnp.asarray(from_start)[expand_right(index(t), xt), :, xt],
+        column=column,
+        push=lambda weights, s: chains.product(weights, jnp.asarray(from_start)[index(s)]),
+        prior=products[-1].mean(0),
+    )
