@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from diffjax import learned_schedule, levels, likelihood, schedules, symbol_bounds
+from diffjax import likelihood, schedules
+from diffjax.likelihood import learned_schedule, levels
 from diffjax.processes import cube, discrete, gaussian, predictions
 
 # ---------------------------------------------------------------------------------- E4: a bound that is an equality
@@ -206,7 +207,7 @@ def exact_logits(kernel):
 
 def enumerated_bound(process, kernel_of_t, steps):
     """The bound in bits a token with the exact posterior's marginals as the guess, all x_0 and x_t enumerated."""
-    step = jax.jit(lambda logits, x0, xt, s, t: symbol_bounds.step(logits, x0, xt, s, t, process=process))
+    step = jax.jit(lambda logits, x0, xt, s, t: likelihood.symbols.step(logits, x0, xt, s, t, process=process))
     total = 0.0
     for i in range(1, steps + 1):
         noisy, joint, logits = exact_logits(kernel_of_t(i / steps))
@@ -274,8 +275,8 @@ def test_sampled_bounds_of_symbols_have_the_enumerated_mean():
     @jax.jit
     def both(x0):
         u = schedules.stratified_draw(jax.random.key(1), jnp.arange(len(x0)), len(x0))
-        chain = symbol_bounds.discrete(jax.random.key(0), chain_guess, x0, schedules.times(4), process=process)
-        masked = symbol_bounds.masked(
+        chain = likelihood.symbols.discrete(jax.random.key(0), chain_guess, x0, schedules.times(4), process=process)
+        masked = likelihood.symbols.masked(
             jax.random.key(2), chain_guess, x0, u, process=process, schedule=schedule, mask=3,
             path=lambda u: u * (2 - u),
         )  # fmt: skip
@@ -291,7 +292,7 @@ def test_sampled_bounds_of_symbols_have_the_enumerated_mean():
 def test_prior_term_of_symbols_by_hand():
     # From t = .5 of uniform noise on 3 symbols: q = (2/3, 1/6, 1/6) around x_0, against (1/2, 1/4, 1/4), for two sites.
     process = discrete.uniform(schedules.rectified(), vocab=3)
-    bound = symbol_bounds.discrete(
+    bound = likelihood.symbols.discrete(
         jax.random.key(0), lambda xt, t: jnp.zeros((1, 2, 3)), jnp.array([[0, 2]]), jnp.array([0.5, 0.0]), process=process,
         log_prior=jnp.log(jnp.array([0.5, 0.25, 0.25])),
     )  # fmt: skip
@@ -455,7 +456,7 @@ def test_units_and_errors():
     mean, error = likelihood.summary(bound, size=2)["total"]
     np.testing.assert_allclose([mean, error], [6 / 2 / np.log(2), np.sqrt(8 / 2) / 2 / np.log(2)], rtol=1e-6)
     with pytest.raises(ValueError, match="no `posterior_logits`"):
-        symbol_bounds.step(
+        likelihood.symbols.step(
             jnp.zeros((1, 2)), jnp.zeros(1, int), jnp.zeros(1, int), 0.0, 1.0, process=cube.process(schedules.ve())
         )
     with pytest.raises(ValueError, match="low < high"):

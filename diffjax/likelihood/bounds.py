@@ -1,4 +1,4 @@
-"""How many nats a model needs for the data: variational bounds, term by term.
+"""Variational bounds on -log p, term by term.
 
 Noising makes a chain x_0 -> ... -> x_1, and a model that walks it back has, for each example,
 
@@ -7,11 +7,11 @@ Noising makes a chain x_0 -> ... -> x_1, and a model that walks it back has, for
                     + KL(q(x_1 | x_0) || p)  prior: what is left of the data at the noisy end,
 
 each a mean over the noise. `continuous` draws one time for each example (the bound of infinitely many steps), `discrete` walks all steps of
-a grid with Gaussian noise, and `density` bounds the density of data on any space with a score; `diffjax.symbol_bounds` has the like for
+a grid with Gaussian noise, and `density` bounds the density of data on any space with a score; `likelihood.symbols` has the like for
 symbols. All return a `Bound` of the three terms in nats; `summary` averages them, with standard errors, also in bits per dimension.
 
-For data that are levels (pixels 0..255), `diffjax.levels` has laws p(x_0 | z_0) on levels, and dequantisation. A schedule may be learned:
-`diffjax.learned_schedule`.
+For data that are levels (pixels 0..255), `likelihood.levels` has laws p(x_0 | z_0) on levels, and dequantisation. A schedule may be learned:
+`likelihood.learned_schedule`.
 """
 
 import math

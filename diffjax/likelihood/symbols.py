@@ -13,7 +13,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from diffjax import numerics, schedules
-from diffjax.likelihood import Bound
+from diffjax.likelihood.bounds import Bound
 from diffjax.processes.base import Process, require
 from diffjax.schedules import Schedule
 
