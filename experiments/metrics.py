@@ -119,10 +119,10 @@ def nearest(x: Array, reference: Array) -> Array:
       >>> print(nearest(np.array([0.0, 5.0]), np.array([1.0, 7.0])))
       [1. 2.]
     """
-    x, reference = _flat(x), _flat(reference)
+    x, reference = (np.asarray(z, np.float32).reshape(len(z), -1) for z in (x, reference))
     if x.shape[1] <= 8:
         return spatial.cKDTree(reference).query(x)[0]
-    squares = (reference**2).sum(1)
+    squares = np.einsum("ij,ij->i", reference, reference)
     rows = []
     for i in range(0, len(x), 256):
         part = x[i : i + 256]
@@ -199,9 +199,11 @@ def baselines(train: Array, number: int, *, seed: int = 0) -> dict[str, Array]:
     rng = np.random.default_rng(seed)
     x = _flat(train)
     shape = (number, *train.shape[1:])
-    root = _root(np.atleast_2d(np.cov(x, rowvar=False)))
+    mean = x.mean(0)
+    # Normal weights on the examples give the sample covariance without ever forming it.
+    weights = rng.standard_normal((number, len(x))) / np.sqrt(len(x) - 1)
     sets = {
-        "gaussian": x.mean(0) + rng.standard_normal((number, x.shape[1])) @ root,
+        "gaussian": mean + weights @ (x - mean),
         "marginals": np.take_along_axis(x, rng.integers(0, len(x), (number, x.shape[1])), 0),
         "uniform": rng.uniform(x.min(0), x.max(0), (number, x.shape[1])),
     }

@@ -10,6 +10,7 @@ stopped, by Ctrl-C, SIGTERM or a power cut, goes on with the same command and en
 import argparse
 import collections
 import json
+import os
 import shutil
 import signal
 import sys
@@ -44,10 +45,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=True,
         help="go on from the last checkpoint (default), or start afresh and drop what the workdir holds",
     )
-    parser.add_argument("--distributed", action="store_true", help="one of several processes, as on a TPU pod")
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="one of several processes: on a TPU pod or SLURM as it is, elsewhere set JAX_COORDINATOR_ADDRESS, "
+        "JAX_NUM_PROCESSES and JAX_PROCESS_ID",
+    )
     args, flags = parser.parse_known_args(argv)
     if args.distributed:
-        jax.distributed.initialize()
+        numbers = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
+        jax.distributed.initialize(**{k: int(os.environ[v]) for k, v in numbers.items() if v in os.environ})
     name = args.config or "spiral"
     workdir = args.workdir or Path("runs") / Path(name).stem
     if args.config is None and (workdir / "config.json").is_file():

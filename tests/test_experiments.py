@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -338,13 +339,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(capsys, tmp_pa
     assert all(checkpoints.damage(tmp_path / "checkpoints" / f"{step:08d}") is None for step in known)
 
 
-def program(workdir, *flags):
+def program(workdir, *flags, **more):
     """Training in a process of its own, on one device; compiled programs are shared by the processes of a test."""
     environment = {
         **os.environ,
         "XLA_FLAGS": "",
         "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        **more,
     }
     command = [sys.executable, "-m", "experiments.train", "--workdir", str(workdir), *SMALL, *flags]
     return subprocess.Popen(
@@ -430,3 +432,29 @@ def test_the_spiral_is_learned(tmp_path, seed):
     assert rows["energy_distance"]["value"] <= 0.005
     assert rows["sliced_wasserstein"]["value"] <= 0.075
     assert rows["off_manifold"]["value"] <= 0.03
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path):
+    assert ending(program(tmp_path / "one"))[0] == 0
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    pair = [
+        program(
+            tmp_path / "two",
+            "--distributed",
+            JAX_COORDINATOR_ADDRESS=address,
+            JAX_NUM_PROCESSES="2",
+            JAX_PROCESS_ID=str(number),
+        )
+        for number in range(2)
+    ]
+    assert [ending(process)[0] for process in pair] == [0, 0]
+    experiment = build.experiment(configs.load(str(tmp_path / "one" / "config.json")))
+    one, two = (
+        checkpoints.restore(tmp_path / name / "checkpoints", sample.saved_shape(experiment))[1]["state"]
+        for name in ("one", "two")
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), one.params, two.params)
+    assert [line["step"] for line in lines(tmp_path / "two")] == [10, 20, 30, 40, 50, 60]
