@@ -17,14 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from diffjax import guidance, losses, networks, numerics, samplers, schedules, training
 from diffjax.processes import gaussian, predictions
 from experiments import UserError, data, spaces
 from experiments.configs import suggest
+from experiments.devices import spread
 
 SCHEDULES = {
     "vp_linear": schedules.vp_linear,
@@ -273,7 +272,7 @@ def sampler(
             end = samplers.gaussian.sample(rest, x0_hat, xt, times, schedule=schedule, solver=solver, track=track)
         return (end[0], jnp.concatenate([end[1], end[0][None]])) if keep_walk else end
 
-    run = _on_devices(one_device, config.chunk, keep_walk, devices)
+    run = spread(one_device, config.chunk, keep_walk, devices)
 
     def draw(params, number, *, seed, label=None):
         label = np.full(number, -1) if label is None else np.broadcast_to(label, (number,))
@@ -311,41 +310,10 @@ def _mixed_sampler(experiment: Experiment, keep_walk: bool, devices: Sequence[An
                 return end
             return end[0], jax.tree.map(lambda walk, last: jnp.concatenate([walk, last[None]]), end[1], end[0])
 
-        return _on_devices(one_device, config.chunk, keep_walk, devices)
+        return spread(one_device, config.chunk, keep_walk, devices)
 
     def draw(params, number, *, seed, label=None, held=None):
         held = held or {}
         return program(tuple(sorted(held)))(params, number, seed, held)
-
-    return draw
-
-
-def _on_devices(
-    one_device: Callable[..., Any], chunk: int, keep_walk: bool, devices: Sequence[Any] | None
-) -> Callable[..., Any]:
-    """`(params, number, seed, given) -> samples`: pieces of one size on every device, each example with a key of its own."""
-    mesh = Mesh(np.array(devices or jax.local_devices()), ("devices",))
-    rows, everywhere = P("devices"), NamedSharding(mesh, P())
-    out = (rows, P(None, "devices")) if keep_walk else rows
-    run = jax.jit(jax.shard_map(one_device, mesh=mesh, in_specs=(P(), rows, rows), out_specs=out, check_vma=False))
-    width = chunk * mesh.size
-
-    def draw(params, number, seed, given):
-        params = jax.device_put(params, everywhere)
-        # The last piece is filled up with copies, which are dropped again.
-        filled = np.minimum(np.arange(number + -number % width), number - 1)
-        given = jax.tree.map(lambda x: np.asarray(x)[filled], given)
-        pieces = []
-        for start in range(0, number, width):
-            keys = numerics.example_keys(jax.random.key(seed), jnp.arange(start, start + width))
-            piece = run(params, keys, jax.tree.map(lambda x, at=start: x[at : at + width], given))
-            pieces.append(jax.tree.map(np.asarray, piece))
-        if not keep_walk:
-            return jax.tree.map(lambda *x: np.concatenate(x)[:number], *pieces)
-        ends, walks = zip(*pieces, strict=True)
-        return (
-            jax.tree.map(lambda *x: np.concatenate(x)[:number], *ends),
-            jax.tree.map(lambda *x: np.concatenate(x, 1)[:, :number], *walks),
-        )
 
     return draw

@@ -9,6 +9,7 @@ stopped, by Ctrl-C, SIGTERM or a power cut, goes on with the same command and en
 
 import argparse
 import collections
+import contextlib
 import json
 import os
 import shutil
@@ -16,7 +17,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +143,7 @@ def train(experiment: build.Experiment, layout: training.parallel.Layout, workdi
         return step % config.log_every == 0 and bool(multihost_utils.process_allgather(np.array(bool(came))).any())
 
     step, saved, clock, last = start, start, time.perf_counter(), start
-    with signals(came.append), screen.training(start, config.steps) as update:
+    with signals(came.append), contextlib.closing(board), screen.training(start, config.steps) as update:
         try:
             while step < config.steps and not stopped():
                 state, seen = layout.step(state, key, layout.place_batch(next(batches)))
@@ -184,7 +184,7 @@ def train(experiment: build.Experiment, layout: training.parallel.Layout, workdi
     return 0
 
 
-@contextmanager
+@contextlib.contextmanager
 def signals(handle: Callable[[int], Any]) -> Iterator[None]:
     """Hands Ctrl-C and SIGTERM to `handle`, once; a second one ends the program as usual."""
     names = (signal.SIGINT, signal.SIGTERM)
@@ -250,6 +250,11 @@ class Board:
         classes = self.experiment.dataset.classes
         return number, np.arange(number) % classes if self.experiment.config.conditional else None
 
+    def close(self) -> None:
+        """Ends the TensorBoard events; left open, they complain when the program ends."""
+        if not self.silent:
+            self.events.close()
+
     def finish(self, step: int, params: Any) -> None:
         """The last picture, the reverse walk as a GIF, and the figures."""
         if self.silent:
@@ -262,7 +267,6 @@ class Board:
             plots.mixed_walk(walk, folder / "walk.gif", self._drawn)
         else:
             plots.walk(walk, folder / "walk.gif", self.reference)
-        self.events.close()
         settings = {"num": self.experiment.config.evaluate.num, "seed": 0, "step": step}
         evaluate.report(self.experiment, self.draw, params, self.workdir, **settings)
         screen.say(f"pictures: {folder}/final.png, {folder}/walk.gif; figures: {self.workdir}/report.json")

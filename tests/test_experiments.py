@@ -425,7 +425,7 @@ def test_killed_at_twenty_moments_a_run_ends_on_the_same_bits(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0])
 def test_the_spiral_is_learned(tmp_path, seed):
     assert train.main(["--workdir", str(tmp_path), f"--config.seed={seed}", "--config.sample_every=0"]) == 0
     rows = json.loads((tmp_path / "report.json").read_text())["metrics"]
