@@ -115,7 +115,7 @@ def test_an_example_does_not_see_its_company(make, x):
     np.testing.assert_array_equal(first, other[0])
 
 
-@pytest.mark.parametrize(("make", "x"), SLOW_UNET)
+@pytest.mark.parametrize(("make", "x"), [NETWORKS[0], pytest.param(tiny, IMAGES, id="unet", marks=pytest.mark.slow)])
 def test_a_scalar_time_or_label_serves_all_and_any_batch_shape_works(make, x):
     net = make(num_classes=3)
     whole = call(net, x, jnp.full(4, 0.3), jnp.full(4, 2))
@@ -235,7 +235,7 @@ def test_attention_is_softmax_over_pixels():
     params = jax.tree.map(lambda p: jnp.asarray(RNG.normal(size=p.shape) / 2, jnp.float32), params)
     p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
     h = np.asarray(unet.Norm(jnp.float32).apply({"params": params["norm"]}, x), np.float64).reshape(6, 8)
-    q, k, v = np.split(h @ p["qkv"]["kernel"] + p["qkv"]["bias"], 3, -1)
+    q, k, v = np.split(h @ p["qkv"]["kernel"], 3, -1)
     out = []
     for head in (slice(0, 4), slice(4, 8)):
         weights = np.exp(q[:, head] @ k[:, head].T / 2)
@@ -257,15 +257,15 @@ def test_attention_stands_at_the_levels_asked_for():
 
 @pytest.mark.slow
 def test_dropout_works_for_each_example_and_only_with_a_key():
-    net = small(dropout=0.5)
+    net = tiny(dropout=0.5)
     keys = jax.random.split(KEY, 4)
     plain = call(net, IMAGES, TIMES)
-    np.testing.assert_array_equal(plain, call(small(), IMAGES, TIMES))
+    np.testing.assert_array_equal(plain, call(tiny(), IMAGES, TIMES))
     dropped = call(net, IMAGES, TIMES, dropout_key=keys)
     assert float(jnp.abs(dropped - plain).max()) > 1e-2
     np.testing.assert_allclose(dropped[2:], call(net, IMAGES[2:], TIMES[2:], dropout_key=keys[2:]), atol=2e-5)
     assert float(jnp.abs(dropped - call(net, IMAGES, TIMES, dropout_key=KEY)).max()) > 1e-2
-    assert float(jnp.abs(call(small(dropout=0.0), IMAGES, TIMES, dropout_key=keys) - plain).max()) == 0.0
+    assert float(jnp.abs(call(tiny(dropout=0.0), IMAGES, TIMES, dropout_key=keys) - plain).max()) == 0.0
 
 
 def test_dropout_keeps_the_mean_and_draws_for_each_example():

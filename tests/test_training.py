@@ -119,10 +119,22 @@ def test_ten_steps_in_any_layout_are_those_of_a_hand_written_loop(layout, name, 
     assert all(m["loss"].shape == () and m["nonfinite"] == 0 for m in history)
 
 
+def test_the_step_is_right_under_a_shard_map_that_checks_replication(after_ten):
+    # There the gradient of a replicated parameter is summed already; a mean on top would leave it 8 times too large.
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    one = training.make_step(denoise, OPTIMIZERS["sgd"], ema_decay=0.9, axis_name="d", skip_nonfinite=True)
+    step = jax.jit(jax.shard_map(one, mesh=mesh, in_specs=(P(), P(), P("d"), P("d")), out_specs=P()))
+    state = training.init(start(), OPTIMIZERS["sgd"])
+    for _ in range(10):
+        state, _ = jax.block_until_ready(step(state, KEY, jnp.arange(16), DATA))
+    assert largest_difference(state.params, after_ten["sgd"][0]) <= 1e-6
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
-def test_a_convolution_network_trains_alike_in_every_layout(optimizer):
-    net = networks.UNet(channels=8, multipliers=(1, 2), blocks=1, attention_levels=(1,), num_classes=3)
+@pytest.mark.parametrize(("name", "layouts"), [("sgd", LAYOUTS[::2]), ("adam", LAYOUTS[1:2])])
+def test_a_convolution_network_trains_alike_in_every_layout(name, layouts):
+    optimizer = OPTIMIZERS[name]
+    net = networks.UNet(channels=8, multipliers=(1,), blocks=1, attention_levels=(0,), num_classes=3)
     images = np.random.default_rng(2).normal(size=(8, 8, 8, 1)).astype(np.float32)
 
     def loss(params, key, index, batch):
@@ -137,11 +149,11 @@ def test_a_convolution_network_trains_alike_in_every_layout(optimizer):
     params = jax.tree.map(lambda p: p + 0.01, params)
     batch = {"x": images, "label": np.arange(8) % 4 - 1}
     ends = []
-    for layout, count in [(parallel.jit_step, 1), *((layout, 8) for layout in LAYOUTS)]:
+    for layout, count in [(parallel.jit_step, 1), *((layout, 8) for layout in layouts)]:
         run = layout(make(loss, optimizer), devices=jax.devices()[:count])
         ends.append(run.read_state(train(run, training.init(params, optimizer), [batch] * 10)[0]))
     assert largest_difference(ends[0].params, params) > 1e-3
-    # Adam divides by the root of a small second moment, which magnifies rounding: measured below 1e-6 all the same.
+    # Adam divides by the root of the second moment: a parameter without a gradient but rounding would differ by full steps.
     assert max(largest_difference(ends[0].params, e.params) for e in ends[1:]) <= 1e-6
 
 
@@ -232,7 +244,7 @@ def test_the_state_is_donated_and_nothing_else_is_lost(layout):
 @pytest.mark.slow
 def test_inner_steps_of_a_convolution_are_not_slow_on_a_cpu():
     # A gradient of a convolution inside a loop is 25-45 times slower; 3 leaves room for a busy machine.
-    net = networks.UNet(channels=8, multipliers=(1, 2), blocks=1, attention_levels=())
+    net = networks.UNet(channels=8, multipliers=(1,), blocks=1, attention_levels=())
     images = np.random.default_rng(2).normal(size=(16, 16, 16, 1)).astype(np.float32)
 
     def loss(params, key, index, batch):
@@ -240,7 +252,7 @@ def test_inner_steps_of_a_convolution_are_not_slow_on_a_cpu():
 
     state = training.init(jax.jit(net.init)(KEY, images[:1], jnp.zeros(1)), optax.sgd(1e-3))
     best = []
-    for inner_steps in (1, 4):
+    for inner_steps in (1, 2):
         run = parallel.jit_step(make(loss, optax.sgd(1e-3)), devices=jax.devices()[:1], inner_steps=inner_steps)
         batch = run.place_batch(images if inner_steps == 1 else np.stack([images] * inner_steps))
         placed, times = run.place_state(state), []

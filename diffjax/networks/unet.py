@@ -188,7 +188,8 @@ class Attention(nn.Module):
         if channels % heads:
             raise ValueError(f"{heads} heads of about {self.head_features} do not divide {channels} channels")
         h = Norm(self.dtype, name="norm")(x).reshape(batch, height * width, channels)
-        h = layers.Dense(3 * channels, dtype=self.dtype, name="qkv")(h)
+        # Without a bias: that of the keys would have no gradient but rounding, which Adam blows up to full steps.
+        h = layers.Dense(3 * channels, use_bias=False, dtype=self.dtype, name="qkv")(h)
         q, k, v = jnp.split(h.reshape(batch, height * width, 3 * heads, channels // heads), 3, axis=2)
         logits = jnp.einsum("nqhc,nkhc->nhqk", q, k, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(logits / math.sqrt(channels // heads)).astype(self.dtype)
