@@ -7,6 +7,8 @@ from rich import box, progress, table
 from rich.console import Console
 
 console = Console(highlight=False, soft_wrap=True)
+if not console.is_terminal:
+    console.width = 140  # a file or a pipe has no edge to keep to
 
 Update = Callable[..., None]
 
@@ -49,14 +51,9 @@ def _clock(seconds: float) -> str:
 def report(rows: dict[str, dict], titles: dict[str, str], caption: str) -> None:
     """Prints metrics beside their floor and baselines."""
     baselines = list(dict.fromkeys(name for row in rows.values() for name in row["baselines"]))
+    # Narrow enough for a terminal of 80 columns.
     sheet = table.Table(
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-        collapse_padding=True,
-        title=caption,
-        title_justify="left",
-        title_style="",
+        box=box.SIMPLE_HEAD, show_edge=False, padding=0, title=caption, title_justify="left", title_style=""
     )
     sheet.add_column("", no_wrap=True)
     for name in ["samples", "real data", *baselines]:
