@@ -5,7 +5,8 @@ With f_0 the present estimate and f_1, f_2, ... the past ones in some frame (`di
     x_s = DDIM(x_t, x0_hat) + sum_j e_j f_j        (+ std z),
 
 and they differ in the frame, in how many past estimates they use, and in the e_j, which depend on the grid alone and are worked out before
-the loop, for steps of any length. An Adams-Bashforth method integrates the polynomial through f_0, ..., f_(k-1). A
+the loop, for steps of any length. An Adams-Bashforth method integrates the polynomial through f_0, ..., f_(k-1); the first steps, with
+fewer of them, are of lower order. A
 predictor-corrector (UniPC) comes back to the step behind it when the estimate at its end is known, and integrates again with that one
 more point; since both are sums over the same estimates, its correction is only another set of e_j.
 """
@@ -60,7 +61,10 @@ def dpmpp(order: int = 2, *, sde: bool | float = False, corrected: bool = False,
 
 
 def adams(order: int = 3, *, frame: Frame = frames.flow, taper: int = 0) -> Solver:
-    """The Adams-Bashforth method in a frame: the polynomial through the last `order` slopes, integrated exactly. Of the order it says.
+    """The Adams-Bashforth method in a frame: the polynomial through the last `order` slopes, integrated exactly.
+
+    From order 3 on the first step is corrected when the second estimate is known (the trapezoid rule, no further call): DDIM's first
+    step alone would hold the whole walk at order 2. So order 3 is reached from any start, 4 from noise far above the data.
 
         frames.flow     a flow's velocity over its time: finite at both ends, the best of all in very few steps
         frames.ratio    eps over sigma / alpha: the linear multistep method of k-diffusion, DEIS's "rho AB"
@@ -230,6 +234,13 @@ def _multistep(
             # What the step behind gains from the present estimate, carried through the present step.
             carried = [transfer * jnp.concatenate([zero[:1], g[:-1]]) for g in gain]
             on_past = [a + b for a, b in zip([*on_past, zero], carried, strict=True)]
+        elif order > 2 and rule is _exact and not sde:
+            # DDIM's first step would cost the walk its order: when the second estimate is known, it becomes the trapezoid's.
+            second = jnp.asarray(np.arange(h.shape[0]) == 1).reshape(used.shape)
+            finite = jnp.isfinite(h[:1]) & (h[:1] != 0)
+            gain = jnp.where(finite, moments[1][:1], zero[:1]) / jnp.where(finite, h[:1], jnp.ones_like(h[:1]))
+            change = jnp.where(second, transfer * gain, zero)
+            on_past = [on_past[0] + change, on_past[1] - change, *on_past[2:]]
 
         noise = None
         if sde:
