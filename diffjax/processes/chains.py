@@ -85,6 +85,22 @@ def safe_log(p: Array) -> Array:
     return jnp.where(positive, jnp.log(jnp.where(positive, p, jnp.ones_like(p))), jnp.full_like(p, -jnp.inf))
 
 
+def _or_one(x: Array) -> Array:
+    return jnp.where(x > 0, x, jnp.ones_like(x))
+
+
+def log_sum(a: Array, b: Array) -> Array:
+    """`log(exp a + exp b)` elementwise; where both are -inf, -inf with derivative 0 (that of `jnp.logaddexp` is NaN there).
+
+    Example:
+      >>> print(log_sum(jnp.array(-jnp.inf), jnp.array(0.0)))
+      0.0
+    """
+    top = jax.lax.stop_gradient(jnp.maximum(a, b))
+    top = jnp.where(jnp.isfinite(top), top, jnp.zeros_like(top))
+    return top + safe_log(jnp.exp(a - top) + jnp.exp(b - top))
+
+
 def product(v: Array, matrix: Array) -> Array:
     """Row vectors times matrices, `v M`: one matrix for all, or one for each leading index.
 
@@ -188,17 +204,21 @@ def process(
         check_symbols(symbols, xt=xt)
         guess, ways, last = numerics.upcast(logits_x0, reach(xt, t), column(xt, s, t))
         guess = jax.nn.log_softmax(guess)
-        log_q = jnp.where(ways > 0, guess - safe_log(jnp.where(ways > 0, ways, jnp.ones_like(ways))), -jnp.inf)
-        top = jax.lax.stop_gradient(jnp.max(log_q, axis=-1, keepdims=True))
-        top = jnp.where(jnp.isfinite(top), top, jnp.zeros_like(top))
-        out = safe_log(push(jnp.exp(log_q - top), s)) + top + safe_log(last)
+        some = ways > 0
+        log_q = jnp.where(some, guess - safe_log(_or_one(ways)), -jnp.inf)
+        top = jnp.max(jax.lax.stop_gradient(log_q), axis=-1, keepdims=True)
+        joined = safe_log(push(jnp.exp(log_q - jnp.where(jnp.isfinite(top), top, jnp.zeros_like(top))), s)) + safe_log(
+            last
+        )
         # Guesses that cannot lead to x_t count for x_t itself.
-        stray = jnp.sum(jnp.where(ways > 0, jnp.zeros_like(guess), jnp.exp(guess)), axis=-1, keepdims=True)
-        lost = ~jnp.any(jnp.isfinite(out), axis=-1, keepdims=True)
-        stray = jnp.where(lost, jnp.ones_like(stray), stray)
+        led = jnp.sum(jnp.where(some, jnp.exp(guess), jnp.zeros_like(guess)), axis=-1, keepdims=True)
+        stray = jnp.sum(jnp.where(some, jnp.zeros_like(guess), jnp.exp(guess)), axis=-1, keepdims=True)
+        possible = jnp.any(jnp.isfinite(joined), axis=-1, keepdims=True)
+        joined = jax.nn.log_softmax(jnp.where(possible, joined, jnp.zeros_like(joined))) + safe_log(led)
         here = jnp.arange(symbols, dtype=xt.dtype).reshape((1,) * xt.ndim + (symbols,)) == xt[..., None]
-        out = jnp.logaddexp(out, jnp.where(here, safe_log(stray), -jnp.inf))
-        return jax.nn.log_softmax(out).astype(logits_x0.dtype)
+        kept = jnp.where(here, safe_log(stray), -jnp.inf)
+        certain = jnp.where(here, jnp.zeros_like(joined), -jnp.inf)
+        return jnp.where(possible, log_sum(joined, kept), certain).astype(logits_x0.dtype)
 
     return Process(
         prior=draw_prior, corrupt=corrupt, bridge=bridge, log_prob=log_prob, posterior_logits=posterior_logits

@@ -18,6 +18,9 @@ with x_0 summed out over a network's guess, in O(K) instead of O(K^2).
 Where the two ends cannot be joined (pi(x_t) = 0 and x_0 != x_t: an unmasked symbol and another guess) there is no law to draw from. All
 bridges then keep x_t, which is what a sampler wants: what has been revealed stays.
 
+alpha is read as it is. Where the literature means a Gaussian's alpha-bar, such as the cosine of Nichol and Dhariwal, that is alpha squared:
+`lambda t: (schedule(t)[0] ** 2, schedule(t)[1])`.
+
 `uniform`, `absorbing` and `jump` make processes. `markov` takes D3PM step matrices, of which `uniform_steps`, `absorbing_steps`,
 `gaussian_steps`, `banded_steps` and `neighbour_steps` make the well-known ones; a rate matrix goes to `diffjax.processes.rates`.
 
@@ -148,17 +151,14 @@ def posterior_logits(
     forgotten = lost_a + a * lost_b  # 1 - ab as a sum of positives
     elsewhere = forgotten * pi_t  # q(x_t | x_0) for x_0 != x_t
 
-    log_q = jax.nn.log_softmax(guess) - jnp.where(here, _log(a * b + elsewhere), _log(_or_one(elsewhere)))
+    ways = jnp.where(here, a * b + elsewhere, elsewhere)
+    log_q = jax.nn.log_softmax(guess) - _log(jnp.where(ways > 0, ways, jnp.ones_like(ways)))
     total = jax.nn.logsumexp(log_q, axis=-1, keepdims=True)
-    first = jnp.logaddexp(_log(a) + log_q, _log(lost_a * pi) + total)
+    first = chains.log_sum(_log(a) + log_q, _log(lost_a * pi) + total)
     out = first + jnp.where(here, _log(b + lost_b * pi_t), _log(lost_b * pi_t))
     # x_t = x_0 for sure: x_s is there too, whatever the guess says.
     certain = jnp.where(here, jnp.zeros_like(out), jnp.full_like(out, -jnp.inf))
     return jnp.where(elsewhere > 0, out, certain).astype(logits_x0.dtype)
-
-
-def _or_one(x: Array) -> Array:
-    return jnp.where(x > 0, x, jnp.ones_like(x))
 
 
 # -------------------------------------------------------------------------------------------------- jump processes
@@ -320,7 +320,7 @@ def absorbing(schedule: Schedule, *, vocab: int) -> Process:
         symbols=vocab + 1,
         fresh=lambda key, shape: jnp.full(shape, vocab, jnp.int32),
         mass=lambda x, dtype: (x == jnp.asarray(vocab, x.dtype)).astype(dtype),
-        stationary=np.eye(vocab + 1)[vocab],
+        stationary=np.concatenate([np.zeros(vocab), [1.0]]),
     )
     inner = process.posterior_logits
     assert inner is not None
