@@ -65,6 +65,7 @@ def save(directory: str | Path, step: int, tree: Any, *, keep: int = 3) -> Path:
             for scrap in directory.glob("*.part"):
                 shutil.rmtree(scrap)
             part.mkdir()
+            _check_room(part, sum(leaf.nbytes for leaf in leaves.values()))
         _meet(f"part {step}")
         _orbax().save(part / "state", leaves)
         _meet(f"written {step}")
@@ -189,6 +190,13 @@ def _flush_folder(path: Path) -> None:
         os.fsync(number)
     finally:
         os.close(number)
+
+
+def _check_room(place: Path, size: int) -> None:
+    # orbax fails on a full disk as well, after pages of tracebacks from its threads.
+    room, need = shutil.disk_usage(place).free, int(1.1 * size) + 2**18
+    if room < need:
+        raise OSError(f"no space left on device: {need:,} bytes are needed, {room:,} are free")
 
 
 def _meet(name: str) -> None:

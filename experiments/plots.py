@@ -96,7 +96,9 @@ def mixed_walk(
 
 
 def separately(images: np.ndarray, folder: Path) -> None:
-    """Writes each image as a PNG of its own size, `00000.png`, `00001.png`, ..."""
+    """Writes each image as a PNG of its own size, `00000.png`, `00001.png`, ..., in place of those of an earlier call."""
+    for old in folder.glob("[0-9]*.png"):
+        old.unlink()
     pixels = np.clip(np.rint((images + 1) * 127.5), 0, 255).astype(np.uint8)
     for i, image in enumerate(pixels):
         Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(folder / f"{i:05d}.png")

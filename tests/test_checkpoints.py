@@ -1,6 +1,7 @@
 """A checkpoint is believed only when every byte is as it was written, and nothing that goes wrong takes an older one along."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -130,6 +131,15 @@ def test_a_disk_that_does_not_take_it_costs_no_older_checkpoint(tmp_path, monkey
     monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == ["00000001"]
     assert checkpoints.restore(tmp_path, tree())[0] == 1
+
+
+def test_a_disk_without_room_is_noticed_before_writing(tmp_path, monkeypatch):
+    checkpoints.save(tmp_path, 1, tree())
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(UserError, match="1,000 are free"):
+        checkpoints.save(tmp_path, 2, tree())
+    assert checkpoints.steps(tmp_path) == [1]
 
 
 _WRITER = """
