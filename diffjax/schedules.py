@@ -10,7 +10,7 @@ jump processes on symbols read `alpha` as the probability that a symbol has not 
 Derivatives are never stored: `sde_coefficients` and `dlogsnr` take `jax.jvp`. Any function of the same signature is a
 schedule, also one with learned parameters.
 
-Then: `times`, the grids a sampler walks (`uniform`, `quadratic`, `karras_spacing`, `logsnr_spacing`), and the draws of t that
+Then: `times`, the grids a sampler walks (`uniform`, `quadratic`, `karras_spacing`, `logsnr_spacing`, `trailing`), and the draws of t that
 training uses (`uniform_draw`, `stratified_draw`, and the warps `logit_normal` and `logsnr_importance`).
 """
 
@@ -20,6 +20,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from diffjax import numerics
@@ -151,6 +152,48 @@ def karras(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) 
         return jnp.ones_like(t), (low * (1 - t) + high * t) ** rho
 
     return schedule
+
+
+def zero_terminal_snr(schedule: Schedule) -> Schedule:
+    """A variance-preserving schedule rescaled so that no signal is left at t = 1: `alpha' = alpha_0 (alpha - alpha_1) / (alpha_0 - alpha_1)`.
+
+    A network trained with alpha(1) > 0 sees the data's mean at its first step, and sampling from N(0, I) then loses it (images of
+    medium brightness). With alpha(1) = 0 predict v or x0: eps says nothing of x_0 there.
+
+    Args:
+      schedule: with alpha^2 + sigma^2 = 1, such as `vp_linear()`.
+
+    Returns:
+      a schedule with alpha(1) = 0 exactly, alpha(0) as before, and sigma from `1 - alpha'` without cancellation.
+
+    Raises:
+      ValueError: alpha^2 + sigma^2 is not 1.
+
+    Source: Lin et al. 2024, arXiv:2305.08891, algorithm 1.
+
+    Example:
+      >>> alpha, sigma = zero_terminal_snr(vp_linear())(jnp.array([0.5, 1.0]))
+      >>> print([round(float(a), 4) for a in alpha], [round(float(s), 4) for s in sigma])
+      [0.2764, 0.0] [0.961, 1.0]
+    """
+    alpha, sigma = schedule(1.0)
+    norm = alpha**2 + sigma**2
+    if not isinstance(norm, Tracer) and abs(float(norm) - 1) > 1e-4:
+        raise ValueError(f"expected a schedule with alpha^2 + sigma^2 = 1, got {float(norm):.4g} at t = 1")
+
+    def rescaled(t):
+        t = _time(t)
+        alpha, sigma = schedule(t)
+        first, last = (schedule(jnp.full_like(t, end)) for end in (0.0, 1.0))
+        lost = lambda level: level[1] ** 2 / (1 + level[0])  # 1 - alpha
+        span = first[0] - last[0]
+        short = (first[0] * lost((alpha, sigma)) - last[0] * lost(first)) / span
+        alpha = first[0] * (alpha - last[0]) / span
+        # Zero at t = 1 whatever the compiler rounds, with the derivative that it has.
+        alpha = alpha - jax.lax.stop_gradient(jnp.where(t >= 1, alpha, jnp.zeros_like(t)))
+        return alpha, numerics.safe_sqrt(short * (1 + alpha))
+
+    return rescaled
 
 
 def _check_increasing(sigma_min: float, sigma_max: float) -> None:
@@ -343,6 +386,27 @@ def logsnr_spacing(schedule: Schedule) -> Spacing:
     return spacing
 
 
+def trailing(levels: int = 1000) -> Spacing:
+    """Equal steps rounded to the times k / levels that a network of discrete time was trained at, the first of them pure noise.
+
+    "Leading" grids, as in much older code, never ask at the last level, where sampling starts.
+
+    Args:
+      levels: number of times in training, at least the number of steps.
+
+    Source: Lin et al. 2024, arXiv:2305.08891, sec. 3.3 and table 2.
+
+    Example:
+      >>> print(jnp.round(1000 * times(7, spacing=trailing(1000))))
+      [1000.  857.  714.  571.  429.  286.  143.    0.]
+    """
+
+    def spacing(u, start, stop):
+        return jnp.round(levels * uniform(u, start, stop)) / levels
+
+    return spacing
+
+
 def times(steps: int, *, start: float = 1.0, stop: float = 0.0, spacing: Spacing = uniform) -> Array:
     """The grid a sampler walks: `steps + 1` times from `start` down to `stop`, both ends exact.
 
@@ -350,7 +414,7 @@ def times(steps: int, *, start: float = 1.0, stop: float = 0.0, spacing: Spacing
       steps: number of steps, >= 1; as many as the sampler then takes.
       start: first time, in [0, 1].
       stop: last time, in [0, start).
-      spacing: `uniform`, `quadratic`, `warped(f, inverse)`, `karras_spacing(schedule)`, `logsnr_spacing(schedule)`, or your own `(u, start, stop) -> t`.
+      spacing: `uniform`, `quadratic`, `trailing(levels)`, `warped(f, inverse)`, `karras_spacing(schedule)`, `logsnr_spacing(schedule)`, or your own `(u, start, stop) -> t`.
 
     Returns:
       `[steps + 1]`, strictly decreasing.

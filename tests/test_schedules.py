@@ -14,13 +14,17 @@ ALL = {
     "rectified": schedules.rectified(),
     "ve": schedules.ve(0.01, 50.0),
     "karras": schedules.karras(),
+    "zero_terminal_snr": schedules.zero_terminal_snr(schedules.vp_linear()),
 }
 
 
 def reference(name, t):
     t = mp.mpf(float(t))
+    linear = lambda t: mp.exp(-(mp.mpf("0.1") * t + mp.mpf("19.9") * t**2 / 2) / 2)
     if name == "vp_linear":
-        alpha = mp.exp(-(mp.mpf("0.1") * t + mp.mpf("19.9") * t**2 / 2) / 2)
+        alpha = linear(t)
+    elif name == "zero_terminal_snr":
+        alpha = (linear(t) - linear(1)) / (1 - linear(1))
     elif name == "cosine":
         s = mp.mpf("0.008")
         alpha = mp.cos(mp.pi / 2 * (t + s) / (1 + s)) / mp.cos(mp.pi / 2 * s / (1 + s))
@@ -151,3 +155,21 @@ def test_warps_have_their_densities():
     vp = schedules.vp_linear()
     value = schedules.logsnr(schedules.logsnr_importance(u, schedule=vp, low=-8.0, high=6.0), schedule=vp)
     np.testing.assert_allclose(value, 6 - 14 * u, atol=3e-4)
+
+
+def test_trailing_times_are_those_of_training():
+    # Lin et al. 2024, table 2: round(arange(1000, 0, -1000 / S)), counted from 1.
+    for steps in (5, 7, 30, 1000):
+        expected = np.round(np.arange(steps, 0, -1) * 1000 / steps)
+        got = 1000 * np.asarray(schedules.times(steps, spacing=schedules.trailing(1000)), np.float64)
+        np.testing.assert_allclose(got[:-1], expected, atol=1e-4)
+    with pytest.raises(ValueError, match="does not go down"):
+        schedules.times(11, spacing=schedules.trailing(10))
+
+
+def test_no_signal_is_left_at_the_end_of_zero_terminal_snr():
+    rescaled = jax.jit(ALL["zero_terminal_snr"])
+    assert [float(v) for v in rescaled(1.0)] == [0.0, 1.0]
+    assert [float(v) for v in rescaled(jnp.ones(3))[0]] == [0.0] * 3
+    with pytest.raises(ValueError, match=r"alpha\^2 \+ sigma\^2 = 1"):
+        schedules.zero_terminal_snr(schedules.ve())
