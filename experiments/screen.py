@@ -27,18 +27,24 @@ def training(start: int, total: int) -> Iterator[Update]:
     """
     columns = [
         progress.TextColumn("step {task.completed}/{task.total}"),
-        progress.BarColumn(bar_width=None),
-        progress.TextColumn("loss {task.fields[loss]}  {task.fields[rate]} steps/s"),
-        progress.TextColumn("{task.fields[left]} left"),
+        progress.BarColumn(bar_width=20),
+        progress.TextColumn(
+            "loss {task.fields[loss]}  {task.fields[rate]} steps/s", table_column=table.Column(no_wrap=True)
+        ),
+        progress.TextColumn("{task.fields[left]}"),
     ]
     with progress.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=total, completed=start, loss="-", rate="-", left="compiling,")
+        task = bar.add_task("", total=total, completed=start, loss="-", rate="-", left="compiling")
 
         def update(step: int, loss: float, rate: float) -> None:
-            facts = {"loss": f"{loss:.4g}", "rate": f"{rate:.3g}", "left": _clock((total - step) / max(rate, 1e-9))}
+            facts = {
+                "loss": f"{loss:.4g}",
+                "rate": f"{rate:.3g}",
+                "left": f"{_clock((total - step) / max(rate, 1e-9))} left",
+            }
             bar.update(task, completed=step, **facts)
             if not console.is_terminal:
-                say(f"step {step}/{total}  loss {facts['loss']}  {facts['rate']} steps/s  {facts['left']} left")
+                say(f"step {step}/{total}  loss {facts['loss']}  {facts['rate']} steps/s  {facts['left']}")
 
         yield update
 
