@@ -221,13 +221,19 @@ def _conjugate_gradients(system: Callable[[Array], Array], b: Array, iterations:
     def dot(p, q):
         return jnp.sum(p * q, axis=tuple(range(1, b.ndim)), keepdims=True)
 
-    def step(state, _):
-        x, r, p, square = state
-        moved = system(p)
-        length = numerics.safe_divide(square, dot(p, moved))
-        x, r = x + length * p, r - length * moved
-        new = dot(r, r)
-        return (x, r, r + numerics.safe_divide(new, square) * p, new), None
+    def solve(system, b):
+        enough = 1e-14 * dot(b, b)  # of the squared residual: below it only rounding is left to divide by
 
-    (x, *_), _ = jax.lax.scan(step, (jnp.zeros_like(b), b, b, dot(b, b)), None, length=iterations)
-    return x
+        def step(state, _):
+            x, r, p, square = state
+            moved = system(p)
+            length = jnp.where(square > enough, numerics.safe_divide(square, dot(p, moved)), jnp.zeros_like(square))
+            x, r = x + length * p, r - length * moved
+            new = dot(r, r)
+            return (x, r, r + numerics.safe_divide(new, square) * p, new), None
+
+        (x, *_), _ = jax.lax.scan(step, (jnp.zeros_like(b), b, b, dot(b, b)), None, length=iterations)
+        return x
+
+    # Derivatives solve the same system again, instead of going back through the iterations.
+    return jax.lax.custom_linear_solve(system, b, solve, symmetric=True)

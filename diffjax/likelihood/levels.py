@@ -125,7 +125,7 @@ def dequantised(
     Returns:
       `[batch]` nats.
 
-    Source: Theis et al. 2016, arXiv:1511.01844, sec. 3.1; Ho et al. 2019, arXiv:1902.00275, eq. 12 (variational); Burda et al. 2016, arXiv:1509.00519, eq. 8.
+    Source: Theis et al. 2016, arXiv:1511.01844, sec. 3.1; Ho et al. 2019, arXiv:1902.00275, sec. 3.1 (variational); Burda et al. 2016, arXiv:1509.00519, eq. 8.
 
     Example:
       A flat density on [-1, 1] gives each of 4 levels probability 1/4:

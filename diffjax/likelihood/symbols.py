@@ -154,7 +154,7 @@ def masked(
     Returns:
       `[*batch]` nats.
 
-    Source: Sahoo et al. 2024, arXiv:2406.07524, eq. 10; Shi et al. 2024, arXiv:2406.04329, eq. 5.
+    Source: Sahoo et al. 2024, arXiv:2406.07524, eq. 10; Shi et al. 2024, arXiv:2406.04329.
 
     Example:
       >>> from diffjax import schedules
