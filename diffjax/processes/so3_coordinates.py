@@ -15,7 +15,7 @@ from diffjax.processes.so3_group import check_last, squared_length, upper
 # ---------------------------------------------------------------------------------------------------------- matrices
 
 
-def to_matrix(q: Float[Array, "*b 4"]) -> Float[Array, "*b 3 3"]:
+def to_matrix(q: Array) -> Float[Array, "*b 3 3"]:
     """The rotation matrix R of q: `R x = q (0, x) q^-1`.
 
     Args:
@@ -43,7 +43,7 @@ def to_matrix(q: Float[Array, "*b 4"]) -> Float[Array, "*b 3 3"]:
     return jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2).astype(q.dtype)
 
 
-def from_matrix(matrix: Float[Array, "*b 3 3"]) -> Float[Array, "*b 4"]:
+def from_matrix(matrix: Array) -> Float[Array, "*b 4"]:
     """The unit quaternion of a rotation matrix, that with real part >= 0.
 
     The ten products q_i q_j are linear in the matrix. The row of `q q^T` whose diagonal entry is largest, at least 1/4, is q times a number that is
@@ -83,7 +83,7 @@ def from_matrix(matrix: Float[Array, "*b 3 3"]) -> Float[Array, "*b 4"]:
 # --------------------------------------------------------------------------------------------------- from raw numbers
 
 
-def normalize(x: Float[Array, "*b 4"]) -> Float[Array, "*b 4"]:
+def normalize(x: Array) -> Float[Array, "*b 4"]:
     """The unit quaternion `x / |x|` nearest to four raw numbers; the identity for x = 0, with finite derivatives there.
 
     Example:
@@ -100,7 +100,7 @@ def normalize(x: Float[Array, "*b 4"]) -> Float[Array, "*b 4"]:
     return (scaled / jnp.sqrt(squared_length(scaled))[..., None]).astype(x.dtype)
 
 
-def from_bcd(bcd: Float[Array, "*b 3"]) -> Float[Array, "*b 4"]:
+def from_bcd(bcd: Array) -> Float[Array, "*b 4"]:
     """The unit quaternion `(1, b, c, d) / sqrt(1 + b^2 + c^2 + d^2)` of three raw numbers: a smooth map from R^3.
 
     It reaches every rotation by less than pi once; half turns lie at infinity.
@@ -121,7 +121,7 @@ def from_bcd(bcd: Float[Array, "*b 3"]) -> Float[Array, "*b 4"]:
     return normalize(jnp.concatenate([jnp.ones_like(bcd[..., :1]), bcd], axis=-1))
 
 
-def to_bcd(q: Float[Array, "*b 4"]) -> Float[Array, "*b 3"]:
+def to_bcd(q: Array) -> Float[Array, "*b 3"]:
     """The three numbers `(x, y, z) / w = tan(w/2) n` of a quaternion scaled so that its real part is one; infinite for half turns.
 
     Example:
@@ -133,7 +133,7 @@ def to_bcd(q: Float[Array, "*b 4"]) -> Float[Array, "*b 3"]:
     return (wide[..., 1:] / wide[..., :1]).astype(q.dtype)
 
 
-def from_six(x: Float[Array, "*b 6"]) -> Float[Array, "*b 4"]:
+def from_six(x: Array) -> Float[Array, "*b 4"]:
     """The rotation whose first two axes are six raw numbers made orthonormal (Gram and Schmidt): continuous onto all rotations.
 
     No map from fewer than five numbers has a continuous right inverse, so networks learn this one most easily.

@@ -15,17 +15,19 @@ logarithm jumps from v to -v, as it must; one side is chosen, by a rule that doe
 import functools
 import math
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from diffjax import numerics
+from diffjax.processes.so3_pairs import Pair, pair_product, pair_sum
 
 # ----------------------------------------------------------------------------------------- exponential and logarithm
 
 
-def exp(v: Float[Array, "*b 3"]) -> Float[Array, "*b 4"]:
+def exp(v: Array) -> Float[Array, "*b 4"]:
     """The rotation `q = (cos |v|/2, v sin(|v|/2) / |v|)` by the angle |v| about the axis v.
 
     Args:
@@ -59,7 +61,7 @@ def _cos_and_sinc(square: Array) -> tuple[Array, Array]:
     return cos, jnp.where(small, sinc, jnp.sin(w / 2) / w)
 
 
-def log(q: Float[Array, "*b 4"]) -> Float[Array, "*b 3"]:
+def log(q: Array) -> Float[Array, "*b 3"]:
     """The rotation vector `v = w n` of q, the shortest of those with exp(v) = q.
 
     Of the two vectors v and -v at w = pi exactly, that whose first non-zero entry is positive is returned, for q and -q alike.
@@ -149,7 +151,7 @@ def upper(q: Array) -> Array:
 # ---------------------------------------------------------------------------------------------------------- products
 
 
-def compose(p: Float[Array, "*b 4"], q: Float[Array, "*b 4"]) -> Float[Array, "*b 4"]:
+def compose(p: Array, q: Array) -> Float[Array, "*b 4"]:
     """The rotation `p q`: q first, then p, as `to_matrix(p) @ to_matrix(q)`.
 
     Args:
@@ -187,7 +189,7 @@ def _product(p: Array, q: Array) -> Array:
     )
 
 
-def inverse(q: Float[Array, "*b 4"]) -> Float[Array, "*b 4"]:
+def inverse(q: Array) -> Float[Array, "*b 4"]:
     """The rotation that undoes q: its conjugate `(w, -x, -y, -z)`, of q's shape and dtype.
 
     Example:
@@ -199,11 +201,11 @@ def inverse(q: Float[Array, "*b 4"]) -> Float[Array, "*b 4"]:
     return jnp.concatenate([q[..., :1], -q[..., 1:]], axis=-1)
 
 
-def relative(p: Float[Array, "*b 4"], q: Float[Array, "*b 4"]) -> Float[Array, "*b 4"]:
+def relative(p: Array, q: Array) -> Float[Array, "*b 4"]:
     """The turn `p^-1 q` that leads from p to q, in the body frame of p; its real part is >= 0.
 
-    For p near q a plain product loses the digits of the small angle between them. But `Im(p* q) = Im(p* (q - p))`, since p* p is real,
-    and the difference of near floats is exact: so the angle keeps full *relative* precision, however small.
+    For p near q, or nearly half a turn away, a plain product loses the digits of the entries that nearly cancel. Here products are exact and sums
+    are carried with their rounding errors, so that the angle, and what it lacks to pi, keep full *relative* precision, however small.
 
     Args:
       p: `[..., 4]`.
@@ -217,17 +219,13 @@ def relative(p: Float[Array, "*b 4"], q: Float[Array, "*b 4"]) -> Float[Array, "
       >>> q = compose(p, exp(jnp.array([0.0, 0.0, 0.5])))
       >>> print(jnp.round(log(relative(p, q)), 4) + 0.0)
       [0.  0.  0.5]
+
+    Source: Dekker 1971, Numer. Math. 18 (exact products); Knuth 1969, sec. 4.2.2 (exact sums).
     """
-    check_last(4, p=p, q=q)
-    numerics.check_same(p=p, q=q)
-    left, right = numerics.upcast(p, q)
-    real = functools.reduce(jnp.add, [left[..., i] * right[..., i] for i in range(4)])
-    sign = jnp.where(real < 0, -jnp.ones_like(real), jnp.ones_like(real))
-    vector = _product(inverse(left), sign[..., None] * right - left)[..., 1:]
-    return jnp.concatenate([(sign * real)[..., None], vector], axis=-1)
+    return exact_relative(p, q)[0]
 
 
-def geodesic(p: Float[Array, "*b 4"], q: Float[Array, "*b 4"], fraction: ArrayLike) -> Float[Array, "*b 4"]:
+def geodesic(p: Array, q: Array, fraction: ArrayLike) -> Float[Array, "*b 4"]:
     """The rotation `p exp(fraction log(p^-1 q))` on the shortest way from p (fraction 0) to q (fraction 1): slerp.
 
     Args:
@@ -248,6 +246,38 @@ def geodesic(p: Float[Array, "*b 4"], q: Float[Array, "*b 4"], fraction: ArrayLi
     v = log(relative(p, q))
     start, fraction = numerics.upcast(p, fraction)
     return _product(start, exp(numerics.expand_right(fraction, v) * v)).astype(p.dtype)
+
+
+def exact_relative(p: Array, q: Array) -> Pair:
+    """`p^-1 q` with real part >= 0 as a pair of floats: `relative`, and what rounding took from it (which has no derivative).
+
+    Example:
+      >>> p = jnp.full(4, 0.5)
+      >>> print(*exact_relative(p, p + jnp.array([1e-7, 0.0, 0.0, 0.0])))
+      [ 1.e+00 -5.96...e-08 -5.96...e-08 -5.96...e-08] [5.96...e-08 0.00...e+00 0.00...e+00 0.00...e+00]
+    """
+    check_last(4, p=p, q=q)
+    numerics.check_same(p=p, q=q)
+    # The barrier keeps XLA from fusing, and so repeating, the whole product in each of the many uses of its entries.
+    high, low = jax.lax.optimization_barrier(_exact_relative(*numerics.upcast(p, q)))
+    down = high[..., :1] < 0
+    return jnp.where(down, -high, high), jnp.where(down, -low, low)
+
+
+@jax.custom_jvp
+def _exact_relative(p: Array, q: Array) -> Pair:
+    a, b, c, d = (q[..., i] for i in range(4))
+    columns = [(a, b, c, d), (b, -a, d, -c), (c, -d, -a, b), (d, c, -b, -a)]  # p* q = sum_i p[i] columns[i]
+    return functools.reduce(
+        pair_sum, [pair_product(p[..., i, None], jnp.stack(column, axis=-1)) for i, column in enumerate(columns)]
+    )
+
+
+@_exact_relative.defjvp
+def _exact_relative_jvp(primals, tangents):
+    (p, q), (dp, dq) = primals, tangents
+    high, low = _exact_relative(p, q)
+    return (high, low), (_product(inverse(dp), q) + _product(inverse(p), dq), jnp.zeros_like(low))
 
 
 def check_last(size: int, **arrays: Array) -> None:

@@ -35,7 +35,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffjax.processes.so3_group import angle_ratio, series
+from diffjax.processes.so3_group import angle_ratio, series, squared_length
+from diffjax.processes.so3_pairs import Pair, pair_product, pair_square, pair_sum
 
 FLOOR = 1e-6
 """Widths below this, finer than float32 quaternions can hold, are read as this, so that the density stays finite at sigma = 0."""
@@ -57,7 +58,7 @@ def log_density(square: Array, real: Array, sigma: Array, z2: Array | None = Non
       the same shape. Error in float32: about one rounding of the largest term, w^2/2t.
 
     Example:
-      >>> print(jnp.round(log_density(jnp.zeros(2), jnp.ones(2), jnp.array([0.1, 10.0])), 4))
+      >>> print(jnp.round(jax.jit(log_density)(jnp.zeros(2), jnp.ones(2), jnp.array([0.1, 10.0])), 4))
       [8.5211 0.    ]
     """
     sigma = jnp.maximum(sigma, FLOOR)
@@ -77,23 +78,27 @@ def scaled_square(square: Array, real: Array, sigma: Array) -> Array:
 def _geodesics(square: Array, real: Array, sigma: Array, z2: Array) -> Array:
     """Equation (3), for t <= 2."""
     t = sigma * sigma
-    # The angles w and pi - w, each from its exact side. (Where square is tiny they are not needed: only the even form is, or all E are 0.)
-    tiny = square < 1e-12
+    ratio = angle_ratio(square, real)
+    # The angles w and pi - w, each from its exact side. (Where square is tiny, either the even form below serves or all E are 0.)
+    tiny = square < 1e-8
     u, r = (jnp.where(tiny, jnp.ones_like(x), x) for x in (square, real))
     u = jnp.sqrt(u)
     w, rest = 2 * jnp.atan2(u, r), 2 * jnp.atan2(r, u)
+    # In the even form t is at least .04, below which E = 0: else its factors overflow.
+    wide = jnp.maximum(t, 0.04)
     total = jnp.zeros_like(t)
     for k in (1, 2):
         minus = jnp.exp(-2 * math.pi * k * (math.pi * (k - 1) + rest) / t) * (1 - 2 * math.pi * k / w)
         plus = jnp.exp(-2 * math.pi * k * (math.pi * k + w) / t) * (1 + 2 * math.pi * k / w)
         # Where y = (2 pi k w/t)^2 < 1, their sum as an even function of w: 2 exp(-2 pi^2 k^2/t) (cosh sqrt y - 4 pi^2 k^2/t sinhc sqrt y).
-        y = z2 * (2 * math.pi * k / sigma) ** 2
-        even = jnp.where(y < 1, y, jnp.zeros_like(y))
+        y = square * (2 * math.pi * k * ratio / wide) ** 2
+        near = (y < 1) & (t == wide)
+        even = jnp.where(near, y, jnp.zeros_like(y))
         cosh = series(even, [1 / math.factorial(2 * i) for i in range(9)])
         sinhc = series(even, [1 / math.factorial(2 * i + 1) for i in range(9)])
-        loops = 2 * jnp.exp(-2 * (math.pi * k) ** 2 / t) * (cosh - (2 * math.pi * k) ** 2 / t * sinhc)
-        total = total + (-1) ** k * jnp.where(y < 1, loops, minus + plus)
-    stretched = angle_ratio(square, real) * jnp.sqrt(square + real * real)  # w / sin(w/2)
+        loops = 2 * jnp.exp(-2 * (math.pi * k) ** 2 / wide) * (cosh - (2 * math.pi * k) ** 2 / wide * sinhc)
+        total = total + (-1) ** k * jnp.where(near, loops, minus + plus)
+    stretched = ratio * jnp.sqrt(square + real * real)  # w / sin(w/2)
     return t / 8 + jnp.log(math.sqrt(2 * math.pi) * stretched / sigma**3) - z2 / 2 + jnp.log1p(total)
 
 
@@ -117,72 +122,40 @@ def slope(square: Array, real: Array, sigma: Array) -> Array:
     Args and shapes as in `log_density`.
 
     Example:
-      >>> print(jnp.round(slope(jnp.zeros(1), jnp.ones(1), jnp.full(1, 0.1)), 1))  # -2/t + 1/6, w = 2|u|
+      >>> print(jnp.round(jax.jit(slope)(jnp.zeros(1), jnp.ones(1), jnp.full(1, 0.1)), 1))  # -2/t + 1/6, w = 2|u|
       [-199.8]
     """
     direction = (real, jnp.full_like(real, -0.5))
     return jax.jvp(lambda s, r: log_density(s, r, sigma), (square, real), direction)[1]
 
 
-def sharp(q0: Array, qt: Array, sigma: Array, z2: Array) -> Array:
-    """`w^2 / t` of two quaternions to about one rounding, where `z2` is the plain value; its derivatives.
+def sharp(turn: Pair, sigma: Array) -> tuple[Array, Array, Array]:
+    """`(square, real, z2)` of a quaternion known as a pair of floats, z2 = w^2/t to about one rounding.
 
-    In the tail w^2/2t is 18 and more, and cancels against a log normaliser of that size: four roundings on the way to it would cost 5e-6 nats.
-    So the product `q0* qt`, its squares and t are carried as unevaluated sums of two floats. For w > 1.1, and in float64, `z2` is good enough.
+    In the tail w^2/2t is 18 and more, and cancels against a log normaliser of that size: four roundings on the way to it would cost 5e-6
+    nats. So the squares are carried as pairs too. For w > 1.1, and in float64, the plain value is good enough.
 
-    Source: Dekker 1971, Numer. Math. 18; Knuth 1969, sec. 4.2.2 (exact sums).
+    Args:
+      turn: `[..., 4]`, twice (`so3_group.exact_relative`).
+      sigma: `[...]`.
     """
+    high, low = turn
+    square, real = squared_length(high[..., 1:]), high[..., 0]
+    z2 = scaled_square(square, real, sigma)
     if z2.dtype != jnp.float32:
-        return z2
-    q0, qt, sigma = (jax.lax.stop_gradient(x) for x in (q0, qt, jnp.maximum(sigma, FLOOR)))
-    a, b, c, d = (qt[..., i] for i in range(4))
-    columns = [(a, b, c, d), (b, -a, d, -c), (c, -d, -a, b), (d, c, -b, -a)]  # q0* qt = sum_i q0[i] columns[i]
-    products = [_times(q0[..., i, None], jnp.stack(column, axis=-1)) for i, column in enumerate(columns)]
-    high, low = functools.reduce(_plus, products)
-    (real, *vector) = [(high[..., i], low[..., i]) for i in range(4)]
-    square = functools.reduce(_plus, [_square(x) for x in vector])
-    width = _times(real[0], sigma)
-    width = _square((width[0], width[1] + real[1] * sigma))  # (sigma cos w/2)^2
+        return square, real, z2
+    high, low, width = (jax.lax.stop_gradient(x) for x in (high, low, jnp.maximum(sigma, FLOOR)))
+    top = functools.reduce(pair_sum, [pair_square((high[..., i], low[..., i])) for i in (1, 2, 3)])
+    below = pair_product(high[..., 0], width)
+    below = pair_square((below[0], below[1] + low[..., 0] * width))  # (sigma cos w/2)^2
     # w^2/t = 4 tan^2(w/2) / t times (atan(s)/s)^2, a series in y = s^2.
-    good = (square[0] > 0) & (square[0] < 0.4 * real[0] * real[0])
-    one = jnp.ones_like(real[0])
-    top, below, cosine = (jnp.where(good, x, one) for x in (square[0], width[0], real[0]))
-    y = jnp.where(good, top / (cosine * cosine), 0 * one)
+    good = (top[0] > 0) & (top[0] < 0.4 * high[..., 0] ** 2)
+    a, b, c = (jnp.where(good, x, jnp.ones_like(x)) for x in (top[0], below[0], high[..., 0]))
+    y = jnp.where(good, a / (c * c), jnp.zeros_like(a))
     sums = np.cumsum(1 / np.arange(1.0, 40.0, 2.0))
     bent = series(y, [4 * (-1) ** n / (n + 1) * float(sums[n]) for n in range(18)])
-    best = top / below * (bent + bent * (square[1] / top - width[1] / below))
-    return z2 + jax.lax.stop_gradient(jnp.where(good, best, z2) - z2)
-
-
-Pair = tuple[Array, Array]
-"""A number as an unevaluated sum of two floats, the second smaller than the first's last digit."""
-
-
-def _plus(a: Pair, b: Pair) -> Pair:
-    s = a[0] + b[0]
-    v = s - a[0]
-    return _renew(s, (a[0] - (s - v)) + (b[0] - v) + (a[1] + b[1]))
-
-
-def _times(a: Array, b: Array) -> Pair:
-    """Halves of 12 bits multiply exactly, so that no compiler's fused multiply-add can change the result."""
-    (ah, al), (bh, bl) = _halves(a), _halves(b)
-    return _renew(ah * bh, (ah * bl + al * bh) + al * bl)
-
-
-def _square(a: Pair) -> Pair:
-    high, low = _times(a[0], a[0])
-    return _renew(high, low + 2 * a[0] * a[1])
-
-
-def _halves(x: Array) -> Pair:
-    high = jax.lax.bitcast_convert_type(jax.lax.bitcast_convert_type(x, jnp.int32) & jnp.int32(-4096), jnp.float32)
-    return high, x - high
-
-
-def _renew(high: Array, low: Array) -> Pair:
-    s = high + low
-    return s, low - (s - high)
+    best = a / b * (bent + bent * (top[1] / a - below[1] / b))
+    return square, real, z2 + jax.lax.stop_gradient(jnp.where(good, best, z2) - z2)
 
 
 def stretch(square: Array, sigma: Array) -> Array:
@@ -199,7 +172,7 @@ def stretch(square: Array, sigma: Array) -> Array:
       the same shape; `sigma` at sigma -> 0.
 
     Example:
-      >>> print(stretch(jnp.full(3, 3.0), jnp.array([0.0, 0.1, 9.0])).round(4))
+      >>> print(jax.jit(stretch)(jnp.full(3, 3.0), jnp.array([0.0, 0.1, 9.0])).round(4))
       [0.     0.1    1.4465]
     """
     table = jnp.asarray(_table(), sigma.dtype)
