@@ -133,7 +133,9 @@ def test_the_step_is_right_under_a_shard_map_that_checks_replication(after_ten):
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "layouts"), [("sgd", LAYOUTS[::2]), ("adam", LAYOUTS[1:2])])
 def test_a_convolution_network_trains_alike_in_every_layout(name, layouts):
-    optimizer = OPTIMIZERS[name]
+    # Adam divides rounding by the root of the second moment, so its steps differ by a share of the rate: 1e-6 holds at a
+    # rate a network like this trains with. (A parameter without a gradient but rounding would differ by full steps.)
+    optimizer = {"sgd": optax.sgd(0.05), "adam": optax.adam(1e-3)}[name]
     net = networks.UNet(channels=8, multipliers=(1,), blocks=1, attention_levels=(0,), num_classes=3)
     images = np.random.default_rng(2).normal(size=(8, 8, 8, 1)).astype(np.float32)
 
@@ -153,7 +155,6 @@ def test_a_convolution_network_trains_alike_in_every_layout(name, layouts):
         run = layout(make(loss, optimizer), devices=jax.devices()[:count])
         ends.append(run.read_state(train(run, training.init(params, optimizer), [batch] * 10)[0]))
     assert largest_difference(ends[0].params, params) > 1e-3
-    # Adam divides by the root of the second moment: a parameter without a gradient but rounding would differ by full steps.
     assert max(largest_difference(ends[0].params, e.params) for e in ends[1:]) <= 1e-6
 
 
