@@ -12,8 +12,10 @@ where only alpha_s and sigma_t are divided by, so that it holds at s = 0 (clean 
 which the log-SNR form would lose in float32.
 """
 
+import functools
 import math
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
@@ -160,14 +162,25 @@ def process(schedule: Schedule) -> Process:
         dtype = numerics.compute_dtype(like)
         return (sigma.astype(dtype) * numerics.normal(key, like.shape, dtype)).astype(like.dtype)
 
-    def corrupt(key, x0, t):
+    # Compiled, so that a call outside `jit` is one dispatch instead of twenty; inlined inside one.
+    @functools.partial(jax.jit, inline=True)
+    def noised(key, x0, t):
         alpha, sigma = schedule(t)
         return perturb(x0, numerics.normal(key, x0.shape, numerics.compute_dtype(x0)), alpha, sigma)
 
-    def bridge(key, x0, xt, s, t):
+    def corrupt(key, x0, t):
+        numerics.check_time(t)  # a Python number is one no longer inside
+        return noised(key, x0, t)
+
+    @functools.partial(jax.jit, inline=True)
+    def between(key, x0, xt, s, t):
         dtype = numerics.compute_dtype(x0, xt)
         mean, std = posterior(x0.astype(dtype), xt.astype(dtype), s, t, schedule=schedule)
         return (mean + expand_right(std, xt) * numerics.normal(key, xt.shape, dtype)).astype(xt.dtype)
+
+    def bridge(key, x0, xt, s, t):
+        numerics.check_time(s, t)
+        return between(key, x0, xt, s, t)
 
     return Process(
         prior=prior,
