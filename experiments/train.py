@@ -30,6 +30,9 @@ from tensorboardX import SummaryWriter
 from diffjax import training
 from experiments import UserError, build, checkpoints, configs, data, evaluate, plots, run, screen
 
+# A run may go on with more steps, and where neither numbers nor data change: on other devices, with the data elsewhere.
+_FREE = ("steps:", "layout:", "data.dir:")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = configs.Parser(
@@ -70,11 +73,15 @@ def claim(workdir: Path, config: ConfigDict, *, resume: bool) -> None:
     """Makes the workdir this config's own, or refuses; nothing of another run is ever written over."""
     stored = workdir / "config.json"
     if stored.is_file():
-        differ = [line for line in configs.differences(configs.read(stored), config) if not line.startswith("steps:")]
+        lines = configs.differences(configs.read(stored), config)
+        differ = [line for line in lines if not line.startswith(_FREE)]
         if differ:
             raise UserError(
                 f"{workdir} holds a run of another config ({'; '.join(differ)}); choose another --workdir, or the same settings"
             )
+        reached = max(checkpoints.steps(workdir / "checkpoints"), default=0)
+        if resume and reached > config.steps:
+            raise UserError(f"{workdir} is at step {reached} already, past config.steps={config.steps}")
     elif (workdir / "checkpoints").exists():
         raise UserError(
             f"{workdir} holds checkpoints and no config.json, so they are not known to fit; choose another --workdir"
@@ -100,8 +107,6 @@ def train(experiment: build.Experiment, layout: training.parallel.Layout, workdi
     if found is not None:
         start, state, window = found[0], found[1]["state"], found[1]["window"]
         screen.say(f"going on from step {start} in {workdir}")
-    if start > config.steps:
-        raise UserError(f"{workdir} is at step {start} already, past config.steps={config.steps}")
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     screen.say(
         f"{experiment.dataset.name}: {size:,} parameters, {len(layout.devices)} {layout.devices[0].platform} device(s)"

@@ -306,7 +306,7 @@ def test_a_run_holds_what_it_promises_and_refuses_another_config(capsys, tmp_pat
     assert "optimizer.clip: 1.0 -> 2.0" in line
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
 
-    # The same run, longer, from its own config; a damaged checkpoint is passed over and lines after it are dropped.
+    # The same run, longer and in another layout, from its own config; a damaged checkpoint is passed over and lines after it are dropped.
     newest = next(
         p for p in (tmp_path / "checkpoints" / "00000060").rglob("d/*") if p.is_file() and p.stat().st_size > 2000
     )
@@ -315,12 +315,13 @@ def test_a_run_holds_what_it_promises_and_refuses_another_config(capsys, tmp_pat
     newest.write_bytes(content)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 7')
-    assert train.main(["--workdir", str(tmp_path), "--config.steps=70"]) == 0
+    assert train.main(["--workdir", str(tmp_path), "--config.steps=70", "--config.layout=pmap"]) == 0
     said = capsys.readouterr().out
     assert "checkpoint 60 is damaged" in said
     assert "going on from step 40" in said
     assert [line["step"] for line in lines(tmp_path)] == [10, 20, 30, 40, 50, 60, 70]
-    assert "past config.steps=30" in fails(capsys, train.main, "--workdir", tmp_path, "--config.steps=30")
+    assert "already, past config.steps=30" in fails(capsys, train.main, "--workdir", tmp_path, "--config.steps=30")
+    assert configs.load(str(tmp_path / "config.json")).steps == 70
 
     sample.main(["--workdir", str(tmp_path), "--num", "20", "--solver", "ddim", "--steps", "3", "--seed", "5"])
     with np.load(tmp_path / "samples.npz") as kept:
