@@ -262,9 +262,9 @@ def test_data_keep_their_integer_type_and_other_data_are_refused():
     assert p.score is None
 
 
-@each
-def test_times_keys_and_transformations(name):
-    p = MAKERS[name][0](schedules.cosine())
+@pytest.mark.slow
+def test_times_keys_and_transformations():
+    p = discrete.jump(schedules.cosine(), stationary=UNEVEN)
     x0 = jnp.asarray(np.random.default_rng(0).integers(0, K - 1, (4, 3)))
     s, t = jnp.array([0.0, 0.2, 0.4, 0.9]), jnp.array([0.3, 0.5, 0.9, 1.0])
     keys = jax.random.split(jax.random.key(0), 4)

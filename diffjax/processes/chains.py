@@ -101,6 +101,23 @@ def log_sum(a: Array, b: Array) -> Array:
     return top + safe_log(jnp.exp(a - top) + jnp.exp(b - top))
 
 
+def log_meeting(p: Array, q: Array) -> Array:
+    """`log(p q)` up to a constant in each row, of p's shape `[*shape, K]`; -inf where either is 0.
+
+    The product relative to its largest entry keeps float32's digits, which the sum of two large logs would lose; logs serve where the
+    product would underflow.
+
+    Example:
+      >>> low, high = log_meeting(jnp.array([1e-30, 1e-30]), jnp.array([1e-30, 2e-30]))
+      >>> print(round(float(high - low), 3))  # log 2, of products that float32 cannot hold
+      0.693
+    """
+    both = p * q
+    top = jax.lax.stop_gradient(jnp.max(both, axis=-1, keepdims=True))
+    top = jnp.where(top > 1e-30, top, jnp.ones_like(top))
+    return jnp.where(both > 1e-30, safe_log(both / top), safe_log(p) + safe_log(q) - jnp.log(top))
+
+
 def product(v: Array, matrix: Array) -> Array:
     """Row vectors times matrices, `v M`: one matrix for all, or one for each leading index.
 
@@ -189,8 +206,7 @@ def process(
 
     def bridge(key, x0, xt, s, t):
         x0 = check_pair(symbols, x0, xt)
-        # In logs: the product of two small probabilities may underflow where their ratios are as they should be.
-        log_weights = safe_log(row(x0, s)) + safe_log(column(xt, s, t))
+        log_weights = log_meeting(row(x0, s), column(xt, s, t))
         top = jnp.max(log_weights, axis=-1, keepdims=True)
         return categorical(key, jnp.exp(log_weights - jnp.where(jnp.isfinite(top), top, jnp.zeros_like(top))), xt)
 
@@ -207,9 +223,8 @@ def process(
         some = ways > 0
         log_q = jnp.where(some, guess - safe_log(_or_one(ways)), -jnp.inf)
         top = jnp.max(jax.lax.stop_gradient(log_q), axis=-1, keepdims=True)
-        joined = safe_log(push(jnp.exp(log_q - jnp.where(jnp.isfinite(top), top, jnp.zeros_like(top))), s)) + safe_log(
-            last
-        )
+        q = jnp.exp(log_q - jnp.where(jnp.isfinite(top), top, jnp.zeros_like(top)))
+        joined = log_meeting(push(q, s), last)
         # Guesses that cannot lead to x_t count for x_t itself.
         led = jnp.sum(jnp.where(some, jnp.exp(guess), jnp.zeros_like(guess)), axis=-1, keepdims=True)
         stray = jnp.sum(jnp.where(some, jnp.zeros_like(guess), jnp.exp(guess)), axis=-1, keepdims=True)

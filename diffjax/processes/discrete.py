@@ -41,7 +41,14 @@ from diffjax import numerics
 from diffjax.numerics import expand_right
 from diffjax.processes import chains
 from diffjax.processes.base import Process
-from diffjax.processes.chains import absorbing_steps, banded_steps, gaussian_steps, neighbour_steps, uniform_steps
+from diffjax.processes.chains import (
+    absorbing_steps,
+    banded_steps,
+    gaussian_steps,
+    neighbour_rates,
+    neighbour_steps,
+    uniform_steps,
+)
 from diffjax.processes.chains import safe_log as _log
 from diffjax.schedules import Schedule
 
@@ -52,6 +59,7 @@ __all__ = [
     "gaussian_steps",
     "jump",
     "markov",
+    "neighbour_rates",
     "neighbour_steps",
     "posterior_logits",
     "survival",
