@@ -40,7 +40,7 @@ from numpy.typing import ArrayLike as Table
 from diffjax import numerics
 from diffjax.numerics import expand_right
 from diffjax.processes import chains
-from diffjax.processes.base import Process
+from diffjax.processes.base import Process, require
 from diffjax.processes.chains import (
     absorbing_steps,
     banded_steps,
@@ -330,8 +330,7 @@ def absorbing(schedule: Schedule, *, vocab: int) -> Process:
         mass=lambda x, dtype: (x == jnp.asarray(vocab, x.dtype)).astype(dtype),
         stationary=np.concatenate([np.zeros(vocab), [1.0]]),
     )
-    inner = process.posterior_logits
-    assert inner is not None
+    inner = require(process, "posterior_logits")
 
     def with_mask(logits_x0, xt, s, t):
         if logits_x0.shape[-1] == vocab:
