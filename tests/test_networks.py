@@ -320,14 +320,17 @@ def test_inputs_that_do_not_fit_are_refused_in_words(make, x):
     refuse(ValueError, "self_condition=True", make(), x, TIMES, None, x)
     refuse(ValueError, "one shape", make(self_condition=True), x, TIMES, None, x[:2])
     refuse(ValueError, r"label.shape=\(3,\)", make(num_classes=3), x, TIMES, jnp.zeros(3, jnp.int32))
+    refuse(ValueError, r"label in 0..2, .* got label=3", make(num_classes=3), x, TIMES, 3)
     refuse(TypeError, "integer labels", make(num_classes=3), x, TIMES, jnp.zeros(4))
     refuse(TypeError, "floating-point xt", make(), x.astype(jnp.int32), TIMES)
 
 
-def test_settings_of_the_u_net_that_make_no_sense_are_refused_in_words():
+def test_settings_that_make_no_sense_are_refused_in_words():
     for match, net, x in [
         ("3 axes", small(), IMAGES[0, 0]),
         (r"among 0..1, got \(2,\)", small(attention_levels=(2,)), IMAGES),
+        ("one level", small(multipliers=()), IMAGES),
+        ("one hidden layer", mlp(features=()), MLP_DATA),
         ("dropout=1.0", small(dropout=1.0), IMAGES),
         ("3 heads", small(head_features=5), IMAGES),
     ]:

@@ -338,7 +338,9 @@ def test_a_quadratic_goes_the_way_solved_by_hand():
 def test_the_average_is_float32_and_keeps_what_half_precision_would_lose():
     params = {"w": jnp.ones(4, jnp.bfloat16)}
     step = training.make_step(lambda p, key, index, batch: 0 * jnp.sum(p["w"]) + batch, optax.sgd(1.0), ema_decay=0.999)
-    state = training.init(params, optax.sgd(1.0)).replace(ema={"w": jnp.full(4, 0.5)})
+    state = training.init(params, optax.sgd(1.0))
+    assert state.ema["w"].dtype == jnp.float32
+    state = state.replace(ema={"w": jnp.full(4, 0.5)})
     state, metrics = jax.jit(step)(state, KEY, jnp.arange(2), jnp.zeros(2, jnp.bfloat16))
     assert (state.params["w"].dtype, state.ema["w"].dtype, metrics["loss"].dtype) == (
         jnp.bfloat16,

@@ -60,8 +60,8 @@ def fourier(t: ArrayLike, frequencies: ArrayLike) -> Array:
     Source: Tancero et al. 2020, arXiv:2006.10739, eq. 5; Song et al. 2021, arXiv:2011.13456, appendix C.2.
 
     Example:
-      >>> [round(float(x), 3) for x in fourier(0.125, np.array([1.0, 2.0]))]
-      [0.707, -0.0, 0.707, 1.0]
+      >>> [round(float(x), 3) for x in fourier(0.1, np.array([1.0, 2.0]))]
+      [0.809, 0.309, 0.588, 0.951]
     """
     return _waves(t, 2 * np.pi * np.asarray(frequencies))
 
@@ -180,6 +180,8 @@ def check_inputs(
         if num_classes is None:
             raise ValueError("this network knows no classes: build it with num_classes=K, or pass label=None")
         numerics.check_batch(label, batch, name="label")
+        if isinstance(label, int) and label >= num_classes:
+            raise ValueError(f"expected a label in 0..{num_classes - 1}, or -1 for no class, got {label=}")
     if x0_prev is not None:
         if not self_condition:
             raise ValueError("this network takes no x0_prev: build it with self_condition=True, or pass x0_prev=None")

@@ -26,6 +26,13 @@ class MLP(nn.Module):
       activation: between the layers.
       dtype: what the hidden layers compute in (`jnp.bfloat16` on a TPU or GPU). Parameters are float32 whatever it is, and so is the
         last layer.
+
+    Example:
+      >>> import jax
+      >>> net = MLP(num_classes=10)
+      >>> params = net.init(jax.random.key(0), jnp.ones((4, 2)), jnp.zeros(4))
+      >>> net.apply(params, jnp.ones((4, 2)), 0.5, label=3).shape
+      (4, 2)
     """
 
     features: Sequence[int] = (128, 128, 128)
@@ -49,6 +56,8 @@ class MLP(nn.Module):
         layers.check_inputs(
             xt, t, label, x0_prev, event=1, num_classes=self.num_classes, self_condition=self.self_condition
         )
+        if not self.features:
+            raise ValueError("expected one hidden layer at least, got features=()")
         width, *rest = self.features
         batch = xt.ndim - 1
         x = layers.with_previous(xt, x0_prev, self_condition=self.self_condition, dtype=self.dtype)

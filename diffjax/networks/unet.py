@@ -51,6 +51,13 @@ class UNet(nn.Module):
       time_features: `[*batch] -> [*batch, n]`, such as `layers.sinusoidal`.
       dtype: what the network computes in (`jnp.bfloat16` on a TPU or GPU). Parameters, statistics of the norms and the last
         convolution are float32 whatever it is.
+
+    Example:
+      >>> net = UNet(channels=32, multipliers=(1, 2), attention_levels=(1,), num_classes=10)
+      >>> images = jnp.ones((4, 28, 28, 1))
+      >>> guess, params = jax.eval_shape(net.init_with_output, jax.random.key(0), images, jnp.zeros(4))
+      >>> guess.shape, round(sum(p.size for p in jax.tree.leaves(params)), -4)
+      ((4, 28, 28, 1), 890000)
     """
 
     channels: int = 64
@@ -142,6 +149,8 @@ class UNet(nn.Module):
             xt, t, label, x0_prev, event=3, num_classes=self.num_classes, self_condition=self.self_condition
         )
         levels = len(self.multipliers)
+        if not levels or self.blocks < 1:
+            raise ValueError(f"expected one level and one block at least, got {self.multipliers=}, {self.blocks=}")
         height, width = xt.shape[-3:-1]
         if height % 2 ** (levels - 1) or width % 2 ** (levels - 1):
             raise ValueError(

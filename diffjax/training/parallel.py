@@ -76,6 +76,18 @@ def jit_step(
 
     Raises:
       ValueError: `inner_steps` is not positive; while placing, a batch that the devices do not divide.
+
+    Example:
+      >>> import functools, optax
+      >>> from diffjax import training
+      >>> fit = lambda params, key, index, batch: (params - batch) ** 2
+      >>> make = functools.partial(training.make_step, fit, optax.sgd(0.25), ema_decay=0.9)
+      >>> layout = jit_step(make, devices=jax.devices()[:1])
+      >>> state = layout.place_state(training.init(jnp.array(1.0), optax.sgd(0.25)))
+      >>> for _ in range(3):
+      ...     state, metrics = layout.step(state, jax.random.key(0), layout.place_batch(np.full(8, 5.0)))
+      >>> print(layout.read_state(state).params, metrics["loss"])
+      4.5 1.0
     """
     mesh = _mesh(devices)
     run = _inner(make_step(axis_name=None), inner_steps, _unroll(unroll, mesh))
