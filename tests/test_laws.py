@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from diffjax import numerics, schedules
-from diffjax.processes import gaussian, joint, masked
+from diffjax.processes import chains, cube, discrete, gaussian, joint, masked, rates, so3, torus
 from diffjax.processes.base import Process
 
 N = 40_000
@@ -30,8 +30,11 @@ class Case:
     x0: Any  # one clean event
     features: Callable[[Any], jax.Array]  # [n, *event] -> [n, m], what samples are compared by
     distance: Callable[[Any, Any], Any] | None = None  # largest distance of two arrays of events; equality for symbols
-    # Quadrature (points [n, *event], weights [n]) over the space, for x0 at t = .3; "lines": each entry is a real number alone.
+    # Quadrature (points [n, *event], weights [n]) over the space, for x0 at `time`; "lines": each entry is a real number alone,
+    # over the whole line or between two numbers.
     grid: Any = None
+    ends: tuple[float, float] | None = None
+    time: float = 0.3
     gradient: Callable[..., Any] | None = None  # autodiff of log_prob in the space's own tangent
     half: bool = True  # data may be bfloat16
     clean: float = 1e-4  # how close t -> 0 comes to x0 (a schedule may start at some noise)
@@ -100,7 +103,113 @@ CASES = {
         gradient=plain_gradient,
     ),
 }
-FEATURES = 400  # in all
+
+
+# Angles: chordal distances. The box and the circle are reached by sigma(1) = 5 to float32.
+_sigma = schedules.ve(0.001, 5.0)
+
+
+def waves(x):
+    x = x.reshape(x.shape[0], -1).astype(jnp.float32)
+    return jnp.concatenate([f(k * x) for f in (jnp.cos, jnp.sin) for k in (1.0, 2.0, 5.0)], axis=1)
+
+
+CASES["torus"] = Case(
+    process=torus.process(_sigma),
+    x0=jnp.array([0.6, -2.9]),
+    features=waves,
+    distance=lambda a, b: jnp.max(jnp.abs(torus.wrap(a - b))),
+    gradient=plain_gradient,
+    grid="lines",
+    ends=(-np.pi, np.pi),
+    time=0.6,
+    clean=0.02,
+)
+CASES["cube"] = Case(
+    process=cube.process(_sigma),
+    x0=jnp.array([0.4, 0.97]),
+    features=lambda x: waves(np.pi * x),
+    distance=euclid,
+    gradient=plain_gradient,
+    grid="lines",
+    ends=(0.0, 1.0),
+    time=0.6,
+    clean=0.02,
+)
+
+
+# ------------------------------------------------------------------------------------------------------- rotations
+
+
+def body_gradient(case, x0, xt, t):
+    turned = lambda v: jnp.sum(case.process.log_prob(x0, so3.compose(xt, so3.exp(v)), t))
+    return jax.grad(turned)(jnp.zeros((*xt.shape[:-1], 3)))
+
+
+def turns(q):
+    m = so3.to_matrix(q).reshape(q.shape[0], -1)
+    return jnp.concatenate([m, m * m], axis=1)
+
+
+def ball(q0):
+    """Quadrature over SO(3) about q0 for functions of the angle alone: Haar measure is (1 - cos w) / pi dw."""
+    nodes, weights = gauss_legendre()
+    w = (nodes + 1) * np.pi / 2
+    v = np.outer(w, [0.48, 0.6, 0.64])
+    points = so3.compose(jnp.broadcast_to(q0, (len(w), 4)), so3.exp(jnp.asarray(v, jnp.float32)))
+    return points, jnp.asarray(weights * (1 - np.cos(w)) / 2, jnp.float32)
+
+
+_q = so3.exp(jnp.array([1.0, 0.5, -2.0]))
+CASES["so3"] = Case(
+    process=so3.process(schedules.ve(0.001, 4.0)),
+    x0=_q,
+    features=turns,
+    distance=lambda a, b: 2 * jnp.max(jnp.linalg.norm(so3.log(so3.relative(a, b)), axis=-1)) if a.ndim > 1 else 0.0,
+    gradient=body_gradient,
+    grid=ball(_q),
+    time=0.6,
+    clean=0.02,
+)
+CASES["rigid motions"] = Case(
+    process=joint((_plane, so3.process(schedules.ve(0.001, 4.0)))),
+    x0=(jnp.array([0.6, -1.0, 0.2]), _q),
+    features=lambda x: jnp.concatenate([moments()(x[0]), turns(x[1])], axis=1),
+    distance=lambda a, b: jnp.maximum(euclid(a[0], b[0]), CASES["so3"].distance(a[1], b[1])),
+    gradient=lambda case, x0, xt, t: (
+        jax.grad(lambda x: jnp.sum(case.process.log_prob(x0, (x, xt[1]), t)))(xt[0]),
+        jax.grad(lambda v: jnp.sum(case.process.log_prob(x0, (xt[0], so3.compose(xt[1], so3.exp(v))), t)))(
+            jnp.zeros((*xt[1].shape[:-1], 3))
+        ),
+    ),
+    clean=0.02,
+)
+
+# --------------------------------------------------------------------------------------------------------- symbols
+
+
+def symbol_case(process, symbols):
+    words = np.stack(np.meshgrid(*[np.arange(symbols)] * 2, indexing="ij"), -1).reshape(-1, 2)
+    return Case(
+        process=process,
+        x0=jnp.array([1, 3], jnp.int32),
+        features=lambda x: jax.nn.one_hot(x[:, 0] * symbols + x[:, 1], symbols * symbols),
+        grid=(jnp.asarray(words, jnp.int32), jnp.ones(len(words))),
+        half=False,
+    )
+
+
+_law = np.array([0.1, 0.4, 0.05, 0.25, 0.2])
+_rate = np.random.default_rng(0).gamma(1.0, size=(5, 5))
+_rate -= np.diag(_rate.sum(1))
+CASES |= {
+    "discrete uniform": symbol_case(discrete.uniform(schedules.cosine(), vocab=5), 5),
+    "discrete absorbing": symbol_case(discrete.absorbing(schedules.rectified(), vocab=5), 6),
+    "discrete jump": symbol_case(discrete.jump(schedules.rectified(), stationary=_law), 5),
+    "discrete markov": symbol_case(discrete.markov(discrete.uniform_steps(np.full(20, 0.45), vocab=5)), 5),
+    "rates": symbol_case(rates.process(_rate, schedules.cosine()), 5),
+}
+FEATURES = 500  # in all
 
 
 def stack(case, n):
@@ -153,7 +262,7 @@ def test_the_end_is_the_prior(name):
 def test_bridge_at_its_ends(name):
     case, p = CASES[name], CASES[name].process
     x0 = stack(case, 64)
-    distance = case.distance or (lambda a, b: jnp.max(a != b))
+    distance = case.distance or (lambda a, b: jnp.mean((a != b).astype(jnp.float32)))
     for t in (0.3, 1.0):
         xt = p.corrupt(jax.random.key(1), x0, t)
         assert distance(p.bridge(jax.random.key(2), x0, xt, t, t), xt) < 1e-3  # s = t is the identity
@@ -181,12 +290,12 @@ def test_density_integrates_to_one(name):
     case, p = CASES[name], CASES[name].process
     if case.grid is None:
         pytest.skip("no quadrature for this space")
-    t = 0.3
+    t = case.time
     if case.grid == "lines":
         draws = p.corrupt(jax.random.key(0), stack(case, 1000), t)
         for i in range(case.x0.shape[0]):
             center, width = float(draws[:, i].mean()), 12 * float(draws[:, i].std())
-            points, weights = line(center - width, center + width)
+            points, weights = line(*(case.ends or (center - width, center + width)))
             x = jnp.broadcast_to(case.x0, (len(points), *case.x0.shape)).at[:, i].set(points)
             # Elementwise times give the density of each entry alone.
             density = jnp.exp(p.log_prob(stack(case, len(points)), x, jnp.full(x.shape, t))[:, i])
