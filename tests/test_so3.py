@@ -25,7 +25,10 @@ N = 20_000  # draws of a fast test: one shape, so that each law is compiled once
 
 corrupt, bridge = jax.jit(so3.corrupt), jax.jit(so3.bridge)
 log_kernel, score = jax.jit(so3.log_kernel), jax.jit(so3.score)
-log, relative, compose = jax.jit(so3.log), jax.jit(so3.relative), jax.jit(so3.compose)
+log, exp, compose, relative, geodesic = (
+    jax.jit(f) for f in (so3.log, so3.exp, so3.compose, so3.relative, so3.geodesic)
+)
+to_matrix, from_matrix = jax.jit(so3.to_matrix), jax.jit(so3.from_matrix)
 
 
 def many(q, n=N):
@@ -120,35 +123,33 @@ def angle_law(t, n=20_000):
 def test_conversions_agree_with_scipy():
     v = RNG.normal(size=(200, 3)).astype(np.float32)
     truth = Rotation.from_rotvec(v.astype(np.float64))
-    q = so3.exp(jnp.asarray(v))
-    np.testing.assert_allclose(so3.to_matrix(q), truth.as_matrix(), atol=6e-7)
-    np.testing.assert_allclose(so3.log(q), truth.as_rotvec(), atol=2e-6)
-    back = so3.from_matrix(jnp.asarray(truth.as_matrix(), jnp.float32))
+    q = exp(jnp.asarray(v))
+    np.testing.assert_allclose(to_matrix(q), truth.as_matrix(), atol=6e-7)
+    np.testing.assert_allclose(log(q), truth.as_rotvec(), atol=2e-6)
+    back = from_matrix(jnp.asarray(truth.as_matrix(), jnp.float32))
     assert angle(back, quaternion(truth)).max() < 2e-6
     assert (np.asarray(back[:, 0]) >= 0).all()
     half_turns = Rotation.from_rotvec(np.pi * np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0.6, -0.8]]))
-    half = so3.from_matrix(jnp.asarray(half_turns.as_matrix(), jnp.float32))
+    half = from_matrix(jnp.asarray(half_turns.as_matrix(), jnp.float32))
     assert angle(half, quaternion(half_turns)).max() < 2e-6
 
 
 def test_products_compose_as_matrices_do():
     p, q, r = (rotations(50, seed) for seed in range(3))
-    np.testing.assert_allclose(
-        so3.to_matrix(so3.compose(p, q)), np.asarray(so3.to_matrix(p)) @ np.asarray(so3.to_matrix(q)), atol=1e-6
-    )
-    np.testing.assert_allclose(so3.compose(so3.compose(p, q), r), so3.compose(p, so3.compose(q, r)), atol=1e-6)
-    np.testing.assert_allclose(so3.compose(q, so3.inverse(q)), jnp.broadcast_to(ONE, (50, 4)), atol=1e-6)
-    assert angle(so3.compose(p, so3.relative(p, q)), q).max() < 2e-6
-    np.testing.assert_allclose(angle(so3.geodesic(p, q, 0.0), p), 0, atol=2e-6)
-    np.testing.assert_allclose(angle(so3.geodesic(p, q, 1.0), q), 0, atol=2e-6)
+    np.testing.assert_allclose(to_matrix(compose(p, q)), np.asarray(to_matrix(p)) @ np.asarray(to_matrix(q)), atol=1e-6)
+    np.testing.assert_allclose(compose(compose(p, q), r), compose(p, compose(q, r)), atol=1e-6)
+    np.testing.assert_allclose(compose(q, so3.inverse(q)), jnp.broadcast_to(ONE, (50, 4)), atol=1e-6)
+    assert angle(compose(p, relative(p, q)), q).max() < 2e-6
+    np.testing.assert_allclose(angle(geodesic(p, q, 0.0), p), 0, atol=2e-6)
+    np.testing.assert_allclose(angle(geodesic(p, q, 1.0), q), 0, atol=2e-6)
     fraction = jnp.linspace(0, 1, 50)
-    np.testing.assert_allclose(angle(p, so3.geodesic(p, q, fraction)), fraction * angle(p, q), atol=3e-6)
+    np.testing.assert_allclose(angle(p, geodesic(p, q, fraction)), fraction * angle(p, q), atol=3e-6)
 
 
 def test_small_turns_keep_their_digits():
     # Rounding q to float32 moves it by 1e-7 and the angle by 1e-4 of itself, but not its reading.
     q0, qt = turns(30, np.full(30, 1e-3))
-    v = np.asarray(so3.log(so3.relative(q0, qt)), np.float64)
+    v = np.asarray(log(relative(q0, qt)), np.float64)
     for i in range(30):
         w, axis = mp_turn(q0[i], qt[i])
         np.testing.assert_allclose(v[i], [float(w * x) for x in axis], atol=4e-7 * float(w))
@@ -215,10 +216,10 @@ def test_raw_numbers_become_rotations():
     np.testing.assert_allclose(so3.normalize(-5 * so3.exp(v)), -so3.exp(v), atol=1e-6)
     # Nothing is NaN for degenerate output, nor is its gradient.
     for function, size in ((so3.from_six, 6), (so3.normalize, 4), (so3.from_bcd, 3)):
-        for raw in (jnp.zeros(size), jnp.ones(size), 1e20 * jnp.ones(size)):
-            value, slopes = jax.jit(lambda x, f=function: (f(x), jax.jacrev(f)(x)))(raw)
-            np.testing.assert_allclose(jnp.linalg.norm(value), 1, rtol=1e-5)
-            assert bool(jnp.isfinite(slopes).all()), (function, raw)
+        raw = jnp.stack([jnp.zeros(size), jnp.ones(size), 1e18 * jnp.ones(size), jnp.linspace(0, 1e-18, size)])
+        value, slopes = jax.jit(jax.vmap(lambda x, f=function: (f(x), jax.jacrev(f)(x))))(raw)
+        np.testing.assert_allclose(jnp.linalg.norm(value, axis=-1), 1, rtol=1e-5)
+        assert bool(jnp.isfinite(slopes).all()), function
 
 
 # ------------------------------------------------------------------------------------------------- density and score
@@ -278,14 +279,16 @@ def test_far_tails_and_half_turns():
         )
 
 
+def end_turned(function):
+    """As a function of a small turn of qt's body."""
+    return lambda v, q0, qt, sigma: function(q0, so3.compose(qt, so3.exp(v)), sigma)
+
+
 @jax.jit
-def derivatives(q0, qt, sigma):
-    """Gradient, second and third derivatives of the log density under a small turn of qt, and the gradient under one of q0."""
-    body = lambda v: so3.log_kernel(q0, so3.compose(qt, so3.exp(v)), sigma)
-    start = lambda v: so3.log_kernel(so3.compose(q0, so3.exp(v)), qt, sigma)
-    zero, hessian = jnp.zeros(3), jax.hessian(body)
-    third = jax.jvp(hessian, (zero,), (jnp.array([0.6, 0.0, 0.8]),))[1]
-    return jax.grad(body)(zero), hessian(zero), third, jax.grad(start)(zero)
+def gradients(q0, qt, sigma):
+    """The gradients of the log density under small turns of either body."""
+    start_turned = lambda v: so3.log_kernel(so3.compose(q0, so3.exp(v)), qt, sigma)
+    return jax.grad(end_turned(so3.log_kernel))(jnp.zeros(3), q0, qt, sigma), jax.grad(start_turned)(jnp.zeros(3))
 
 
 @pytest.mark.parametrize("sigma", [0.02, 0.5, 1.3, 1.6, 3.0])
@@ -293,32 +296,53 @@ def test_score_is_the_gradient_of_the_log_density(sigma):
     q0, qt = turns(64, np.linspace(0, min(4 * sigma, np.pi), 64))
     ours = np.asarray(score(q0, qt, jnp.full(64, sigma)))
     for i in (0, 1, 20, 40, 63):
-        end, _, _, start = derivatives(q0[i], qt[i], sigma)
+        end, start = gradients(q0[i], qt[i], sigma)
         np.testing.assert_allclose(ours[i], end, rtol=2e-4, atol=2e-5 / sigma**2)
         # The gradient in q0's frame is that in qt's, turned, with the other sign.
-        turn = np.asarray(so3.to_matrix(relative(q0[i], qt[i])))
+        turn = np.asarray(to_matrix(relative(q0[i], qt[i])))
         np.testing.assert_allclose(start, -turn @ ours[i], rtol=2e-4, atol=2e-5 / sigma**2)
 
 
-@pytest.mark.parametrize("t", [0.01, 0.3, 1.9, 2.1, 6.0])
-def test_second_derivatives_at_the_identity_and_at_half_a_turn(t):
+hessian_of_log = jax.jit(lambda *a: jax.hessian(end_turned(so3.log_kernel))(jnp.zeros(3), *a))
+jacobian_of_score = jax.jit(lambda *a: jax.jacfwd(end_turned(so3.score))(jnp.zeros(3), *a))
+HALF = np.array([0.6, 0.0, 0.8])
+
+
+def check_second_derivatives(second, t):
     sigma = float(np.float32(math.sqrt(t)))
     log_f = lambda w: mpmath.log(mp_heat(w, mpmath.mpf(sigma) ** 2)[0])
-    second = lambda w: float(mpmath.diff(log_f, w, 2, h=mpmath.mpf(10) ** -8))
-    _, hessian, third, _ = derivatives(ONE, ONE, sigma)
+    curve = lambda w: float(mpmath.diff(log_f, w, 2, h=mpmath.mpf(10) ** -8))
     with mpmath.workdps(80):
-        curve = second(mpmath.mpf(0))  # at the identity all directions are alike
-    np.testing.assert_allclose(hessian, curve * np.eye(3), rtol=1e-4, atol=1e-4 * abs(curve))
-    np.testing.assert_allclose(third, 0, atol=1e-3 * abs(curve))  # and the density is even
-    # Two equal pulls of pi/t from both sides: for small t the curvature of their mixture is (pi/t)^2 - 1/t to many digits.
+        truth = curve(mpmath.mpf(0)) * np.eye(3)  # at the identity all directions are alike
+    np.testing.assert_allclose(second(ONE, ONE, sigma), truth, rtol=1e-4, atol=1e-4 * np.abs(truth).max())
+    # Near half a turn, w = pi - u, two geodesics count: f ~ e^(-u^2/2t) (pi cosh(pi u/t) - u sinh(pi u/t)) / cos(u/2), which bends
+    # by (pi/t)^2 - 3/t + 1/4. Across the axis the angle pi is an extremum of no slope: nothing bends.
     with mpmath.workdps(80):
-        curve = (math.pi / t) ** 2 - 1 / t if t < 0.1 else second(mpmath.pi)
-    n = np.array([0.6, 0.0, 0.8])
-    _, hessian, third, _ = derivatives(ONE, jnp.asarray(np.concatenate([[0.0], n]), jnp.float32), sigma)
-    # Across the axis the angle pi is an extremum of no slope: nothing bends.
-    tolerance = 2e-3 if t < 0.1 else 1e-4
-    np.testing.assert_allclose(hessian, curve * np.outer(n, n), rtol=tolerance, atol=tolerance * abs(curve))
-    assert bool(jnp.isfinite(third).all())
+        truth = ((math.pi / t) ** 2 - 3 / t + 0.25 if t < 0.1 else curve(mpmath.pi)) * np.outer(HALF, HALF)
+    half = jnp.asarray(np.concatenate([[0.0], HALF]), jnp.float32)
+    np.testing.assert_allclose(second(ONE, half, sigma), truth, atol=1e-4 * np.abs(truth).max())
+
+
+@pytest.mark.parametrize("t", [0.01, 0.3, 1.9, 2.1, 6.0])
+def test_derivatives_of_the_score_at_the_identity_and_at_half_a_turn(t):
+    check_second_derivatives(jacobian_of_score, t)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("t", [0.01, 0.3, 1.9, 2.1, 6.0])
+def test_second_derivatives_of_the_density_at_the_identity_and_at_half_a_turn(t):
+    check_second_derivatives(hessian_of_log, t)
+
+
+@pytest.mark.slow
+def test_third_derivatives_are_finite():
+    # As the training of a divergence needs them.
+    half = jnp.asarray(np.concatenate([[0.0], HALF]), jnp.float32)
+    divergence = lambda v, *a: jnp.trace(jax.jacfwd(end_turned(so3.score))(v, *a))
+    slope = jax.jit(lambda *a: jax.grad(divergence)(jnp.zeros(3), *a))
+    for sigma in (0.05, 1.0, 2.0):
+        np.testing.assert_allclose(slope(ONE, ONE, sigma), 0, atol=1e-3 / sigma**2)  # the density is even
+        assert bool(jnp.isfinite(slope(ONE, half, sigma)).all())
 
 
 def test_the_derivative_in_sigma():
@@ -568,32 +592,37 @@ P = so3.process(schedules.ve(0.01, 5.0))
 
 def test_times_per_example_and_per_site():
     x0, t = rotations(15).reshape(3, 5, 4), jnp.array([0.2, 0.6, 0.9])
-    both = lambda x0, xt, t: (P.log_prob(x0, xt, t), P.score(x0, xt, t))
-    xt = jax.jit(P.corrupt)(jax.random.key(1), x0, t)
-    (log_p, slope), (sites, _) = jax.jit(both)(x0, xt, t), jax.jit(both)(x0, xt, jnp.broadcast_to(t[:, None], (3, 5)))
-    assert log_p.shape == (3,)
-    assert sites.shape == (3, 5)
+    xt = rotations(15, 1).reshape(3, 5, 4)
+    log_p, slope = jax.jit(P.log_prob)(x0, xt, t), jax.jit(P.score)(x0, xt, t)
+    sites = jax.jit(P.log_prob)(x0, xt, jnp.broadcast_to(t[:, None], (3, 5)))
+    assert (log_p.shape, sites.shape, slope.shape) == ((3,), (3, 5), (3, 5, 3))
+    sigma = np.repeat(0.01 * 500 ** np.asarray(t), 5)  # the schedule, by hand
+    flat = [jnp.resize(x.reshape(15, 4), (64, 4)) for x in (x0, xt)]
+    np.testing.assert_allclose(sites.ravel(), log_kernel(*flat, jnp.resize(sigma, 64))[:15], rtol=2e-4, atol=2e-4)
+    np.testing.assert_allclose(slope.reshape(15, 3), score(*flat, jnp.resize(sigma, 64))[:15], rtol=2e-4, atol=2e-4)
     np.testing.assert_allclose(log_p, sites.sum(1), rtol=1e-5, atol=1e-5)
-    alone = jax.jit(both)
-    for i in range(3):  # each example by itself, with a scalar time
-        one, its_slope = alone(x0[i], xt[i], t[i])
-        np.testing.assert_allclose(one, log_p[i], rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(its_slope, slope[i], rtol=1e-5, atol=1e-5)
+
+
+def walk(keys, x0, t):
+    xt = P.corrupt(keys, x0, t)
+    return xt, P.bridge(keys, x0, xt, 0.5 * t, t), P.prior(keys, x0)
 
 
 def test_each_example_draws_from_its_own_key():
-    x0, t = rotations(8).reshape(4, 2, 4), jnp.full(4, 0.7)
-    keys = jax.random.split(jax.random.key(1), 4)
+    x0, t, keys = rotations(8).reshape(4, 2, 4), jnp.full(4, 0.7), jax.random.split(jax.random.key(1), 4)
+    together, alone = jax.jit(P.corrupt)(keys, x0, t), jax.jit(P.corrupt)(keys[2], x0[2], t[2])
+    np.testing.assert_allclose(together[2], alone, atol=2e-6)
 
-    def walk(keys, x0, t):
-        xt = P.corrupt(keys, x0, t)
-        return xt, P.bridge(keys, x0, xt, 0.5 * t, t), P.prior(keys, x0)
 
+@pytest.mark.slow
+def test_mapped_is_looped_is_eager():
+    x0, t, keys = rotations(8).reshape(4, 2, 4), jnp.full(4, 0.7), jax.random.split(jax.random.key(1), 4)
     together, mapped = jax.jit(walk)(keys, x0, t), jax.jit(jax.vmap(walk))(keys, x0, t)
-    for a, b in zip(together, mapped, strict=True):
+    eager = walk(keys[2], x0[2], t[2])
+    for a, b, c in zip(together, mapped, eager, strict=True):
         assert a.shape == x0.shape
         np.testing.assert_allclose(a, b, atol=2e-6)
-    np.testing.assert_allclose(P.corrupt(keys[2], x0[2], t[2]), together[0][2], atol=2e-6)  # eager = jit, too
+        np.testing.assert_allclose(a[2], c, atol=2e-6)
 
 
 def test_types_are_kept():

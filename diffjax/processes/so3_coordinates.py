@@ -27,10 +27,10 @@ def to_matrix(q: Array) -> Float[Array, "*b 3 3"]:
     Source: Sola 2017, arXiv:1711.02508, eq. 115.
 
     Example:
-      >>> print(jnp.round(to_matrix(jnp.array([0.5, 0.5, 0.5, 0.5])), 4) + 0.0)
-      [[ 0. -1.  0.]
-       [ 1.  0.  0.]
-       [ 0.  0.  1.]]
+      >>> print(to_matrix(jnp.full(4, 0.5)))  # a third of a turn about (1, 1, 1): x to y to z to x
+      [[0. 0. 1.]
+       [1. 0. 0.]
+       [0. 1. 0.]]
     """
     check_last(4, q=q)
     (wide,) = numerics.upcast(q)
@@ -147,7 +147,7 @@ def from_six(x: Array) -> Float[Array, "*b 4"]:
     Source: Zhou et al. 2019, arXiv:1812.07035, eq. 15-16.
 
     Example:
-      >>> print(jnp.round(to_matrix(from_six(jnp.array([2.0, 0.0, 0.0, 5.0, 0.0, 3.0])))[:, 1], 4) + 0.0)
+      >>> print(jnp.round(to_matrix(jax.jit(from_six)(jnp.array([2.0, 0.0, 0.0, 5.0, 0.0, 3.0])))[:, 1], 4) + 0.0)
       [0. 0. 1.]
     """
     check_last(6, x=x)

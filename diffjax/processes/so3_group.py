@@ -253,8 +253,9 @@ def exact_relative(p: Array, q: Array) -> Pair:
 
     Example:
       >>> p = jnp.full(4, 0.5)
-      >>> print(*exact_relative(p, p + jnp.array([1e-7, 0.0, 0.0, 0.0])))
-      [ 1.e+00 -5.96...e-08 -5.96...e-08 -5.96...e-08] [5.96...e-08 0.00...e+00 0.00...e+00 0.00...e+00]
+      >>> high, low = exact_relative(p, p + jnp.array([1e-7, 0.0, 0.0, 0.0]))
+      >>> print(high[0], low[0] * 2**24)
+      1.0 1.0
     """
     check_last(4, p=p, q=q)
     numerics.check_same(p=p, q=q)

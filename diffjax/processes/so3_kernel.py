@@ -172,8 +172,8 @@ def stretch(square: Array, sigma: Array) -> Array:
       the same shape; `sigma` at sigma -> 0.
 
     Example:
-      >>> print(jax.jit(stretch)(jnp.full(3, 3.0), jnp.array([0.0, 0.1, 9.0])).round(4))
-      [0.     0.1    1.4465]
+      >>> print([round(float(x), 3) for x in jax.jit(stretch)(jnp.full(3, 3.0), jnp.array([0.0, 0.5, 9.0]))])
+      [0.0, 0.495, 1.446]
     """
     table = jnp.asarray(_table(), sigma.dtype)
     y = sigma * sigma / TABLE_SCALE
