@@ -221,7 +221,7 @@ def example_keys(key: Array, index: Array) -> Array:
       >>> example_keys(jax.random.key(0), jnp.arange(4)).shape
       (4,)
     """
-    function = lambda i: jax.random.fold_in(as_keys(key), i)  # noqa: E731
+    function = lambda i: jax.random.fold_in(as_keys(key), i)
     for _ in range(index.ndim):
         function = jax.vmap(function)
     return function(index)
