@@ -116,7 +116,7 @@ def _twin(train: int, test: int) -> tuple[list[str], dict[str, dict]]:
         shift[:, 0] = rng.normal(0, 0.004, 5)
         if bent:
             shift[:, 0] += rng.choice([-1, 1]) * np.array([0.12, 0.02, -0.08, -0.08, 0.05]) * rng.uniform(0.8, 1.6)
-        log_a = 1.4 + cations[0, a] + cations[1, b] + anions[triple] + rng.normal(0, 0.02)
+        log_a = 1.4 + cations[0, a] + cations[1, b] + anions[triple] + rng.normal(0, 0.014)
         cells.append((np.exp(log_a), [a, b, *(index[s] for s in triple)], (IDEAL + shift) % 1))
     lattice, elements, coords = (np.array(column) for column in zip(*cells, strict=True))
     everything = {"lattice": lattice.astype(np.float32), "elements": elements, "coords": coords.astype(np.float32)}

@@ -23,7 +23,7 @@ def sample(
     key: Array,
     guess: Callable[..., Any],
     xt: Any,
-    times: Array,
+    times: Any,
     *,
     process: Process,
     self_condition: bool = False,
