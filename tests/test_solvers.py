@@ -256,16 +256,6 @@ def published_unipc(order, data, bh1):
     return x
 
 
-def published_plms():
-    x, past = 9.0 * START, []
-    table = {1: [1.0], 2: [1.5, -0.5], 3: [23 / 12, -16 / 12, 5 / 12], 4: [55 / 24, -59 / 24, 37 / 24, -9 / 24]}
-    sigmas = np.linspace(9.0, 0.6, 8)
-    for a, b in itertools.pairwise(sigmas):
-        past = [(x - wild(x, a)) / a, *past][:4]
-        x = x + (b - a) * sum(w * e for w, e in zip(table[len(past)], past, strict=True))
-    return x
-
-
 @pytest.mark.parametrize(
     ("solver", "published"),
     [
@@ -281,14 +271,6 @@ def published_plms():
 )
 def test_solvers_are_those_of_their_papers(solver, published):
     np.testing.assert_allclose(end_of(solver), published(), rtol=1e-9, atol=1e-11)
-
-
-def test_plms_is_that_of_its_paper_on_equal_steps():
-    schedule = lambda t: (jnp.ones_like(t), 10.0 * t)
-    predict = lambda x, t: jnp.tanh(1.3 * x + 0.2) * (1 + 0.3 * jnp.sin(10.0 * t))
-    with jax.enable_x64(True):
-        end = walk(predict, schedule, gaussian.plms())(jnp.asarray(9.0 * START), jnp.linspace(0.9, 0.06, 8))
-    np.testing.assert_allclose(end, published_plms(), rtol=1e-10)
 
 
 def test_churn_is_that_of_its_paper(monkeypatch):
