@@ -52,6 +52,7 @@ def test_resampled_steps_have_the_variance_of_their_recursion():
     assert abs(float(end.var()) / down(variance) - 1) < 0.015  # s.e. .0032
 
 
+@pytest.mark.slow
 def test_correctors_mend_the_variance_of_coarse_steps():
     # Ancestral steps with a point estimate narrow N(0, 1) data; Langevin steps at each level pull it back.
     x1 = jax.random.normal(jax.random.key(0), (50_000, 1))

@@ -108,6 +108,7 @@ def test_weighted_guidance_through_the_flow_ends_elsewhere_than_the_tilted_law()
     assert abs(float(end[0, 0]) - 0.5) < 2e-3
 
 
+@pytest.mark.slow
 def test_weighted_guidance_with_langevin_steps_reaches_the_tilted_law():
     # The same pair. Each Langevin step of ratio .1 has h = .02 v, so it widens the law by about 1%; the variance's own s.e. is 1%.
     schedule = schedules.ve(0.05, 60.0)
@@ -144,7 +145,15 @@ def test_guided_score_is_that_of_the_tilted_mixture_and_langevin_samples_it():
     assert stats.kstest(end, lambda x: np.interp(x, grid, cdf / cdf[-1])).pvalue > 1e-4
 
 
-@pytest.mark.parametrize("kind", [predictions.x0, predictions.eps, predictions.v, predictions.score])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        predictions.x0,
+        predictions.eps,
+        pytest.param(predictions.v, marks=pytest.mark.slow),
+        pytest.param(predictions.score, marks=pytest.mark.slow),
+    ],
+)
 def test_classifier_guidance_is_bayes_rule(kind):
     # The true p(mode | x_t) turns E[x_0 | x_t] into E[x_0 | x_t, mode].
     schedule, t = schedules.cosine(), jnp.asarray(0.3)
@@ -204,7 +213,7 @@ def conditional_mean(mean, covariance, matrix, noise, alpha, sigma, x, y):
     return mean + seen @ np.linalg.solve(spread, both @ covariance)
 
 
-@pytest.mark.parametrize("t", [0.1, 0.6])
+@pytest.mark.parametrize("t", [pytest.param(0.1, marks=pytest.mark.slow), 0.6])
 def test_kalman_guidance_is_exact_for_gaussian_data(t):
     schedule = schedules.cosine()
     mean, covariance = random_gaussian(5)

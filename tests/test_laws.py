@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from diffjax import numerics, schedules
-from diffjax.processes import cube, discrete, gaussian, joint, masked, rates, so3, torus
+from diffjax.processes import cube, discrete, gaussian, joint, masked, rates, simplex, so3, torus
 from diffjax.processes.base import Process
 
 N = 40_000
@@ -133,6 +133,35 @@ CASES["cube"] = Case(
     gradient=plain_gradient,
     grid="lines",
     ends=(0.0, 1.0),
+    time=0.6,
+    clean=0.02,
+)
+
+
+# ------------------------------------------------------------------------------------------------------ the simplex
+
+
+def gradient_along(case, x0, xt, t):
+    """Off the simplex there is no law to follow: of the ambient gradient the part whose entries sum to 0 has a meaning."""
+    gradient = plain_gradient(case, x0, xt, t)
+    return gradient - gradient.mean(-1, keepdims=True)
+
+
+def triangle(n=120):
+    """Quadrature over the first two of three probabilities: p = (a, (1 - a) b, (1 - a)(1 - b)) has the area element (1 - a) da db."""
+    nodes, weights = np.polynomial.legendre.leggauss(n)
+    a, b = np.meshgrid((nodes + 1) / 2, (nodes + 1) / 2, indexing="ij")
+    points = np.stack([a, (1 - a) * b, (1 - a) * (1 - b)], -1).reshape(-1, 3)
+    return jnp.asarray(points, jnp.float32), jnp.asarray((np.outer(weights, weights) / 4 * (1 - a)).ravel(), jnp.float32)
+
+
+CASES["simplex"] = Case(
+    process=simplex.process(schedules.ve(0.001, 5.0)),
+    x0=jnp.array([0.55, 0.05, 0.4]),
+    features=lambda x: waves(np.pi * x),
+    distance=euclid,
+    gradient=gradient_along,
+    grid=triangle(),
     time=0.6,
     clean=0.02,
 )

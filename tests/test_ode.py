@@ -40,7 +40,11 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "schedule", "kind", "bar"), CASES, ids=[c[0] for c in CASES])
+@pytest.mark.parametrize(
+    ("name", "schedule", "kind", "bar"),
+    [*CASES[:2], *(pytest.param(*case, marks=pytest.mark.slow) for case in CASES[2:])],
+    ids=[c[0] for c in CASES],
+)
 def test_paths_of_gaussian_data_keep_their_quantile(name, schedule, kind, bar):
     # (x_t - alpha m) / sqrt(alpha^2 s^2 + sigma^2) stays what it is, from pure noise to clean data.
     times = schedules.times(24, spacing=ode.equal_angles(schedule))
@@ -114,7 +118,7 @@ def mixture_draws(n):
         schedules.cosine(),
         pytest.param(schedules.vp_linear(), marks=pytest.mark.slow),
         pytest.param(schedules.rectified(), marks=pytest.mark.slow),
-        schedules.karras(),
+        pytest.param(schedules.karras(), marks=pytest.mark.slow),
     ],
 )
 def test_log_likelihood_of_a_mixture_in_a_hundred_evaluations(schedule):
@@ -191,7 +195,7 @@ def test_hutchinson_is_unbiased_and_its_probes_help():
     mixing, function = matrix_field(d)
     x = jnp.zeros((20_000, d))
     off = np.asarray(mixing + mixing.T)
-    for probes in (1, 4, 8):
+    for probes in (1, 4):
         _, estimate = jax.jit(lambda x, probes=probes: ode.hutchinson(probes)(jax.random.key(2), function, x, 1))(x)
         kept = [off[i, j] ** 2 for i in range(d) for j in range(i) if (i - j) % probes == 0]
         variance = float(np.sum(kept))
@@ -281,6 +285,7 @@ def test_reflected_samples_keep_the_mass_at_the_walls():
         assert abs(sampled[:, i].mean() - truth[:, i].mean()) < 0.01
 
 
+@pytest.mark.slow
 def test_angles_flow_around_the_circle():
     # A wrapped Gaussian of std 1 at 3: p by 9 images, 25 steps.
     schedule = schedules.ve(0.01, 4.0)
@@ -368,6 +373,6 @@ def test_adaptive_steps_need_diffrax_and_say_so():
     got = ode.sample(flow, jnp.array([[0.3, -1.2]]), schedules.times(1), method=runge_kutta.adaptive())
     np.testing.assert_allclose(got, MEAN + STD * np.array([[0.3, -1.2]]), atol=1e-3)
     log_p = ode.log_prob(jax.random.key(0), flow, got, schedules.times(1), method=runge_kutta.adaptive())
-    z = (got - MEAN) / STD
+    z = (np.asarray(got) - MEAN) / STD
     expected = -0.5 * (z**2).sum() - np.log(2 * np.pi * STD.prod())
     np.testing.assert_allclose(log_p[0], expected, atol=1e-3)

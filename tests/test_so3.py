@@ -70,9 +70,14 @@ def mp_turn(q0, qt):
     return 2 * mpmath.atan2(length, abs(real)), [sign * x / length for x in u]
 
 
-def heat(w, t, terms=None):
-    """f(w; t) in float64 by the character series; w any shape, t a number >= .005."""
-    l = np.arange(terms or int(10 / math.sqrt(t)) + 5)
+def heat(w, t):
+    """f(w; t) in float64, w any shape in (0, pi], t > 0: by characters, or by images where their sum would cancel."""
+    if t < 1:
+        winds = np.arange(-3, 4)
+        a = w[..., None] + 2 * np.pi * winds
+        images = ((-1.0) ** winds * a * np.exp(-(a**2) / (2 * t))).sum(-1)
+        return math.sqrt(2 * math.pi) * t**-1.5 * math.exp(t / 8) * images / np.sin(w / 2)
+    l = np.arange(20)
     return ((2 * l + 1) * np.exp(-l * (l + 1) * t / 2) * np.sin((l + 0.5) * w[..., None])).sum(-1) / np.sin(w / 2)
 
 
@@ -471,15 +476,16 @@ def statistics(g0, g3, w):
 
 
 def bridge_law(s, t, w):
-    """Points (g0, g3) and the weights of the bridge's law there, by the midpoint rule in the angle and in the cosine to the axis."""
+    """Points (g0, g3) spread evenly in the angle and the inclination to the axis, and the weights of the bridge's law there."""
     top = min(math.pi, w + 9 * math.sqrt(s * (t - s) / t) + 0.2)
-    a = (np.arange(1500) + 0.5) / 1500 * top
-    u = -1 + 2 * (np.arange(400) + 0.5) / 400
-    g0, g3 = np.broadcast_to(np.cos(a / 2)[:, None], (1500, 400)), np.sin(a / 2)[:, None] * u
+    # One point somewhere in each cell: values that tie would make steps of the distribution functions.
+    i, j = np.indices((1500, 400)) + np.random.default_rng(0).random((2, 1500, 400))
+    a, inclination = i / 1500 * top, j / 400 * math.pi
+    g0, g3 = np.cos(a / 2), np.sin(a / 2) * np.cos(inclination)
     _, second, _ = statistics(g0, g3, w)
     fine = np.linspace(1e-6, math.pi, 4000)
-    weight = np.maximum(heat(a, s), 0)[:, None] * np.interp(second, fine, np.maximum(heat(fine, t - s), 0))
-    weight = weight * (1 - np.cos(a))[:, None]
+    weight = np.interp(a, fine, heat(fine, s)) * np.interp(second, fine, heat(fine, t - s))
+    weight = weight * (1 - np.cos(a)) * np.sin(inclination)
     return g0.ravel(), g3.ravel(), weight.ravel() / weight.sum()
 
 

@@ -1,16 +1,14 @@
-"""What any chain on K symbols needs, and the step matrices of D3PM.
+"""What any chain on K symbols needs.
 
 A chain is known by its transition probabilities P_st[i, j] = q(x_t = j | x_s = i). With a row of P_0s and a column of P_st
 
     q(x_s | x_0, x_t) = P_0s[x_0, x_s] P_st[x_s, x_t] / P_0t[x_0, x_t],
 
 and with x_0 summed out over a guess p, `q(x_0) = p(x_0) / P_0t[x_0, x_t]` pushed forward to s and multiplied by the column. `process` writes
-this down once; `discrete.markov` and `rates.process` bring the rows and columns. Jump processes have a shorter way: `diffjax.processes.discrete`.
+this down once; `step_matrices.markov` and `rates.process` bring the rows and columns. Jump processes have a shorter way:
+`diffjax.processes.discrete`.
 
-Then the step matrices `[T, K, K]` for `discrete.markov`, in float64 NumPy: `uniform_steps`, `absorbing_steps`, `gaussian_steps`, `banded_steps`
-and `neighbour_steps`. Row i of a matrix is the law of the next symbol after i.
-
-Source: Austin et al. 2021 (D3PM), arXiv:2107.03006, eq. 1-3 and app. A.2.
+Source: Austin et al. 2021 (D3PM), arXiv:2107.03006, eq. 1-3.
 """
 
 from collections.abc import Callable
@@ -238,143 +236,3 @@ def process(
     return Process(
         prior=draw_prior, corrupt=corrupt, bridge=bridge, log_prob=log_prob, posterior_logits=posterior_logits
     )
-
-
-# --------------------------------------------------------------------------------------------------- step matrices
-
-
-def _betas(betas: Table, most: float = 1.0) -> np.ndarray:
-    b = np.asarray(betas, np.float64)
-    if b.ndim != 1 or not ((b >= 0) & (b <= most)).all():
-        raise ValueError(
-            f"expected noise rates betas [T] in [0, {most}], got shape {b.shape} from {b.min()} to {b.max()}"
-        )
-    return b[:, None, None]
-
-
-def _stay(steps: np.ndarray) -> np.ndarray:
-    """Off-diagonal probabilities completed by the diagonal."""
-    eye = np.eye(steps.shape[-1], dtype=bool)
-    off = np.where(eye, 0, steps)
-    return off + np.where(eye, 1 - off.sum(-1, keepdims=True), 0)
-
-
-def uniform_steps(betas: Table, *, vocab: int) -> np.ndarray:
-    """`Q_k = (1 - beta_k) I + beta_k / K`: with probability beta_k a fresh uniform symbol. `[T, K, K]`.
-
-    Source: Austin et al. 2021, arXiv:2107.03006, app. A.2.1.
-
-    Example:
-      >>> print(uniform_steps([0.3], vocab=3)[0])
-      [[0.8 0.1 0.1]
-       [0.1 0.8 0.1]
-       [0.1 0.1 0.8]]
-    """
-    b = _betas(betas)
-    return (1 - b) * np.eye(vocab) + b / vocab
-
-
-def absorbing_steps(betas: Table, *, vocab: int) -> np.ndarray:
-    """`Q_k`: with probability beta_k the mask, the symbol `vocab`. `[T, vocab + 1, vocab + 1]`.
-
-    `beta_k = 1 / (T - k + 1)` masks evenly over the steps.
-
-    Source: Austin et al. 2021, arXiv:2107.03006, app. A.2.2.
-
-    Example:
-      >>> print(absorbing_steps([0.25], vocab=2)[0])
-      [[0.75 0.   0.25]
-       [0.   0.75 0.25]
-       [0.   0.   1.  ]]
-    """
-    b = _betas(betas)
-    eye = np.eye(vocab + 1)
-    return (1 - b) * eye + b * eye[vocab]
-
-
-def gaussian_steps(betas: Table, *, vocab: int) -> np.ndarray:
-    """The discretised Gaussian for ordered symbols: off the diagonal `exp(-4 |i - j|^2 / ((K-1)^2 beta_k))`, normalised over all differences. `[T, K, K]`.
-
-    Doubly stochastic, so its stationary law is uniform; beta / 2 is about the variance of a step where the symbols span [-1, 1].
-
-    Source: Austin et al. 2021, arXiv:2107.03006, app. A.2.3, eq. 8.
-
-    Example:
-      >>> print(gaussian_steps([0.5], vocab=3)[0].round(3))
-      [[0.893 0.106 0.   ]
-       [0.106 0.787 0.106]
-       [0.    0.106 0.893]]
-    """
-    b = np.maximum(_betas(betas, np.inf), 1e-300)
-    scale = (vocab - 1) ** 2 * b / 4
-    n = np.arange(-(vocab - 1), vocab)
-    i = np.arange(vocab)
-    return _stay(np.exp(-((i[:, None] - i) ** 2) / scale) / np.exp(-(n**2) / scale).sum(-1, keepdims=True))
-
-
-def banded_steps(betas: Table, *, vocab: int, width: int) -> np.ndarray:
-    """`Q_k`: probability `beta_k / K` for each symbol at most `width` away. `[T, K, K]`, doubly stochastic.
-
-    Source: Austin et al. 2021, arXiv:2107.03006, app. A.2 (band-diagonal matrices).
-
-    Example:
-      >>> print(banded_steps([0.4], vocab=4, width=1)[0])
-      [[0.9 0.1 0.  0. ]
-       [0.1 0.8 0.1 0. ]
-       [0.  0.1 0.8 0.1]
-       [0.  0.  0.1 0.9]]
-    """
-    i = np.arange(vocab)
-    return _stay(_betas(betas) / vocab * (np.abs(i[:, None] - i) <= width))
-
-
-def neighbour_rates(embeddings: Table, *, neighbours: int) -> np.ndarray:
-    """The rate matrix of moves to near symbols: `R = A - diag(sum A)`, `A = (G + G^T) / 2k`, G the k-nearest-neighbour graph. `[K, K]`.
-
-    Symmetric, so its stationary law is uniform on each connected part of the graph. It also serves `rates.process`.
-
-    Args:
-      embeddings: `[K, d]`, where the symbols lie.
-      neighbours: k, 1 <= k < K.
-
-    Source: Austin et al. 2021, arXiv:2107.03006, app. A.2 (nearest neighbours in embedding space).
-
-    Example:
-      >>> print(neighbour_rates([[0.0], [1.0], [3.0]], neighbours=1))
-      [[-1.   1.   0. ]
-       [ 1.  -1.5  0.5]
-       [ 0.   0.5 -0.5]]
-    """
-    e = np.asarray(embeddings, np.float64)
-    if e.ndim != 2 or not 1 <= neighbours < len(e):
-        raise ValueError(f"expected embeddings [K, d] and 1 <= neighbours < K, got shape {e.shape} and {neighbours=}")
-    squares = (e**2).sum(1)
-    distance = squares[:, None] + squares - 2 * e @ e.T
-    np.fill_diagonal(distance, np.inf)
-    graph = np.zeros_like(distance)
-    np.put_along_axis(graph, np.argsort(distance, axis=1, kind="stable")[:, :neighbours], 1.0, axis=1)
-    adjacency = (graph + graph.T) / (2 * neighbours)
-    return adjacency - np.diag(adjacency.sum(1))
-
-
-def neighbour_steps(betas: Table, *, embeddings: Table, neighbours: int) -> np.ndarray:
-    """`Q_k = exp(beta_k R)` with the rates R of `neighbour_rates`. `[T, K, K]`, doubly stochastic.
-
-    Args:
-      betas: `[T]`, >= 0, the time each step runs.
-      embeddings: `[K, d]`.
-      neighbours: k, 1 <= k < K.
-
-    Source: Austin et al. 2021, arXiv:2107.03006, app. A.2 (nearest neighbours in embedding space).
-
-    Example:
-      >>> print(neighbour_steps([0.1], embeddings=[[0.0], [1.0], [3.0]], neighbours=1)[0].round(3))
-      [[0.909 0.088 0.002]
-       [0.088 0.866 0.045]
-       [0.002 0.045 0.952]]
-    """
-    b = _betas(betas, np.inf)
-    # R is symmetric, so that its eigenvectors are orthogonal and this is exact to rounding.
-    values, vectors = np.linalg.eigh(neighbour_rates(embeddings, neighbours=neighbours))
-    steps = np.maximum((vectors * np.exp(b * values)) @ vectors.T, 0)
-    return steps / steps.sum(-1, keepdims=True)

@@ -22,7 +22,8 @@ alpha is read as it is. Where the literature means a Gaussian's alpha-bar, such 
 `lambda t: (schedule(t)[0] ** 2, schedule(t)[1])`.
 
 `uniform`, `absorbing` and `jump` make processes. `markov` takes D3PM step matrices, of which `uniform_steps`, `absorbing_steps`,
-`gaussian_steps`, `banded_steps` and `neighbour_steps` make the well-known ones; a rate matrix goes to `diffjax.processes.rates`.
+`gaussian_steps`, `banded_steps` and `neighbour_steps` make the well-known ones (all from `diffjax.processes.step_matrices`); a rate matrix
+goes to `diffjax.processes.rates`.
 
 Source: Austin et al. 2021 (D3PM), arXiv:2107.03006; Hoogeboom et al. 2021, arXiv:2102.05379; Felsenstein 1981 for the process with
 any pi (F81). The three-part bridge and its sum over x_0 are derived here.
@@ -41,15 +42,16 @@ from diffjax import numerics
 from diffjax.numerics import expand_right
 from diffjax.processes import chains
 from diffjax.processes.base import Process, require
-from diffjax.processes.chains import (
+from diffjax.processes.chains import safe_log as _log
+from diffjax.processes.step_matrices import (
     absorbing_steps,
     banded_steps,
     gaussian_steps,
+    markov,
     neighbour_rates,
     neighbour_steps,
     uniform_steps,
 )
-from diffjax.processes.chains import safe_log as _log
 from diffjax.schedules import Schedule
 
 __all__ = [
@@ -85,16 +87,11 @@ def survival(t: ArrayLike, *, schedule: Schedule) -> Array:
     return jnp.where(jnp.broadcast_to(jnp.asarray(t) == 0, alpha.shape), jnp.ones_like(alpha), alpha)
 
 
-def legs(s: ArrayLike, t: ArrayLike, *, schedule: Schedule) -> tuple[Array, Array, Array, Array]:
+def _legs(s: ArrayLike, t: ArrayLike, *, schedule: Schedule) -> tuple[Array, Array, Array, Array]:
     """The survivals over [0, s] and [s, t] and what each lacks of 1: `(a, 1 - a, b, 1 - b)`, in the times' shapes.
 
     1 - b comes from the difference of the alphas, so that short steps keep their digits. Where alpha_s = 0 nothing is left to
     decay and b = 1: s = t is then the identity there too.
-
-    Example:
-      >>> from diffjax import schedules
-      >>> print(*legs(0.5, 0.75, schedule=schedules.rectified()))
-      0.5 0.5 0.5 0.5
     """
     a, alpha_t = survival(s, schedule=schedule), survival(t, schedule=schedule)
     a, alpha_t = numerics.upcast(a, alpha_t)
@@ -148,7 +145,7 @@ def posterior_logits(
     """
     symbols = np.shape(stationary)[-1] if np.ndim(stationary) == 1 else 0
     chains.check_logits(logits_x0, xt, symbols)
-    guess, pi, *coefficients = numerics.upcast(logits_x0, stationary, *legs(s, t, schedule=schedule))
+    guess, pi, *coefficients = numerics.upcast(logits_x0, stationary, *_legs(s, t, schedule=schedule))
     for c in coefficients:
         numerics.check_batch(c, xt)
     a, lost_a, b, lost_b = (expand_right(c, guess) for c in coefficients)
@@ -202,7 +199,7 @@ def _jump(
 
     def bridge(key, x0, xt, s, t):
         x0 = chains.check_pair(symbols, x0, xt)
-        a, lost_a, b, lost_b = (expand_right(c, xt) for c in legs(s, t, schedule=schedule))
+        a, lost_a, b, lost_b = (expand_right(c, xt) for c in _legs(s, t, schedule=schedule))
         pi_t = mass(xt, a.dtype)
         to_x0 = a * lost_b * pi_t + jnp.where(x0 == xt, a * b, jnp.zeros_like(pi_t))
         to_xt = lost_a * b * pi_t
@@ -350,66 +347,3 @@ def absorbing(schedule: Schedule, *, vocab: int) -> Process:
 def _check_vocab(vocab: int) -> None:
     if not 1 <= vocab < 2**31:
         raise ValueError(f"expected a number of symbols, 1 <= vocab < 2^31, got {vocab=}")
-
-
-# -------------------------------------------------------------------------------------------------- step matrices
-
-
-def markov(step_matrices: Table) -> Process:
-    """The D3PM process of T step matrices: `q(x_k | x_{k-1}) = Q_k[x_{k-1}, x_k]` at the times t = k / T.
-
-    Args:
-      step_matrices: `[T, K, K]`, Q_1 to Q_T, rows summing to 1, known now (not traced). `gaussian_steps` and its like make them.
-
-    Returns:
-      a `Process` on integers in [0, K), all capabilities but `score`; times are rounded to the nearest k / T. `prior` draws from the
-      average row of Q_1 ... Q_T, which is every row where the chain has forgotten its start. Products from 0 are tables made in
-      float64, so a step to the neighbouring time costs O(K) a site in `bridge` and O(K^2) in `posterior_logits`; a longer one multiplies
-      as many matrices as it is long. The tables take 2 T K^2 numbers: for many symbols and steps prefer `jump` or `rates.process`.
-
-    Raises:
-      ValueError: not `[T, K, K]` or no stochastic matrices.
-
-    Source: Austin et al. 2021, arXiv:2107.03006, eq. 1-3.
-
-    Example:
-      >>> p = markov(gaussian_steps(np.full(10, 0.1), vocab=8))
-      >>> x0 = jnp.full((3, 5), 4)
-      >>> xt = p.corrupt(jax.random.key(0), x0, 0.1)
-      >>> xt.shape, p.posterior_logits(jnp.zeros((3, 5, 8)), xt, 0.1, 0.2).shape
-      ((3, 5), (3, 5, 8))
-    """
-    q = np.asarray(step_matrices, np.float64)
-    if q.ndim != 3 or q.shape[1] != q.shape[2] or not (q >= 0).all() or not np.allclose(q.sum(-1), 1, atol=1e-4):
-        raise ValueError(f"expected step matrices [T, K, K] >= 0 whose rows sum to 1, got shape {q.shape}")
-    q = q / q.sum(-1, keepdims=True)
-    count, symbols = q.shape[:2]
-    products = [np.eye(symbols)]
-    for step in q:
-        products.append(products[-1] @ step)
-    # Entry 0 of both is the identity: the step that is taken once the goal is reached.
-    from_start, steps = np.stack(products), np.concatenate([np.eye(symbols)[None], q])
-
-    def index(t):
-        numerics.check_time(t)
-        return jnp.round(numerics.upcast(t)[0] * count).astype(jnp.int32)
-
-    def column(xt, s, t):
-        table = jnp.asarray(steps)
-        j, k = jnp.broadcast_arrays(index(s), index(t))
-        one_step = table[jnp.where(expand_right(k > j, xt), expand_right(k, xt), 0), :, xt]
-
-        def back(i, v):
-            at = k - 1 - i
-            matrix = table[jnp.where(at > j, at, 0)]
-            return chains.product(v, jnp.swapaxes(matrix, -1, -2))
-
-        return jax.lax.fori_loop(0, jnp.max(k - j) - 1, back, one_step)
-
-    return chains.process(
-        row=lambda x0, t: jnp.asarray(from_start)[expand_right(index(t), x0), x0],
-        reach=lambda xt, t: jnp.asarray(from_start)[expand_right(index(t), xt), :, xt],
-        column=column,
-        push=lambda weights, s: chains.product(weights, jnp.asarray(from_start)[index(s)]),
-        prior=products[-1].mean(0),
-    )

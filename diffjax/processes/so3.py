@@ -13,7 +13,7 @@ reverse equation is `compose(qt, exp(step))`. By symmetry it points along the ax
 
 The *bridge* is `f(q_0, q; s) f(q, q_t; t-s) / f(q_0, q_t; t)`, with which no series can be sampled directly. But it is close to a mixture of two heat
 kernels, one on each of the two geodesics from q_0 to q_t, so a fixed number of draws from that mixture, run through Metropolis' rule,
-are exact for all purposes. In published use: paths of small steps bent to the end by slerp, whose law is off by .01 to .14.
+are exact for all purposes. (A path of small steps bent to the end by slerp, as elsewhere, is off by .01 to .14 in distribution.)
 
 A position with a rotation (SE(3)) is `joint({"position": gaussian.process(a), "rotation": so3.process(b)})`.
 
@@ -116,8 +116,8 @@ def log_kernel(q0: Array, qt: Array, sigma: ArrayLike) -> Float[Array, "*b"]:
       sigma: `[*batch]`, `[*batch, *sites]` or scalar, >= 0; below 1e-6 it is read as 1e-6, so that the density stays finite.
 
     Returns:
-      `[*batch, *sites]`, float32 (float64 if the data are): one for each rotation. Derivatives of any order in all three arguments are right
-      everywhere, also where q_t = q_0 and where they are half a turn apart.
+      `[*batch, *sites]`, float32 (float64 if the data are): one for each rotation. First and second derivatives in all three arguments
+      are right everywhere, also where q_t = q_0 and where they are half a turn apart.
 
     Raises:
       ValueError: q0 and qt differ in shape, or sigma's shape does not lead.
@@ -263,11 +263,8 @@ def _proposal(start: Array, end: Array, early: Array, late: Array) -> tuple[tupl
     v = log(relative(start, end))
     angle = numerics.safe_sqrt(squared_length(v))
     # The axis, and any one where there is none.
-    axis = (
-        jnp.where(angle == 0, jnp.zeros_like(angle), 1 / jnp.where(angle == 0, jnp.ones_like(angle), angle))[..., None]
-        * v
-    )
-    axis = jnp.where((angle == 0)[..., None], jnp.zeros_like(v).at[..., 0].set(1), axis)
+    some = jnp.zeros_like(v).at[..., 0].set(1)
+    axis = jnp.where((angle == 0)[..., None], some, v / jnp.where(angle == 0, jnp.ones_like(angle), angle)[..., None])
 
     def bend(length: Array) -> Array:
         # Clipped where the far arc exceeds half a turn of the sphere, beyond which the paths spread out again.
@@ -294,7 +291,8 @@ def process(schedule: Schedule) -> Process:
     """The process of a schedule on rotations: Brownian motion with standard deviation sigma(t), alpha unused.
 
     Events are `[*sites, 4]`, each site a rotation with noise of its own; times may be per example or per site. The uniform prior is the law at t = 1 if sigma(1) is
-    large: the density is within 3 e^(-sigma^2) of 1 then, 1e-3 at sigma = 3 and 1e-10 at sigma = 5. `schedules.ve(0.01, 5.0)` is a good choice.
+    large: the density is within 9 e^(-sigma^2) of 1, 1e-3 at sigma = 3 and 1e-10 at sigma = 5. `schedules.ve(0.01, 5.0)` is a good choice.
+    (Diffusions.jl counts variance in half angles: its T is our sigma^2 / 4.)
 
     Args:
       schedule: `t -> (alpha, sigma)`.

@@ -214,13 +214,13 @@ def relative(p: Array, q: Array) -> Float[Array, "*b 4"]:
     Returns:
       `[..., 4]` in q's dtype, float32 at least.
 
+    Source: Dekker 1971, Numer. Math. 18 (exact products); Knuth 1969, sec. 4.2.2 (exact sums).
+
     Example:
       >>> p = exp(jnp.array([1.0, 2.0, 0.5]))
       >>> q = compose(p, exp(jnp.array([0.0, 0.0, 0.5])))
       >>> print(jnp.round(log(relative(p, q)), 4) + 0.0)
       [0.  0.  0.5]
-
-    Source: Dekker 1971, Numer. Math. 18 (exact products); Knuth 1969, sec. 4.2.2 (exact sums).
     """
     return exact_relative(p, q)[0]
 

@@ -16,7 +16,7 @@ common use, is wrong by half at 6 sigma.) Taking the term k = 0 out of (2) leave
     B = 1 + sum_(k = 1, 2) (-1)^k [E- (1 - 2 pi k/w) + E+ (1 + 2 pi k/w)],      E-+ = exp(-2 pi k (pi k -+ w) / t).      (3)
 
 Both forms are analytic functions of a quaternion, also at w = 0 and w = pi, and are written as such: of `square = |u|^2` and `real` of the
-quaternion (real, u), never of w alone, so that derivatives of all orders come out right; pi - w is taken from the real part, where it
+quaternion (real, u), never of w alone, so that their derivatives come out right, too; pi - w is taken from the real part, where it
 is exact.
 
 *Sampling.* |z| of a standard normal z in R^3 and the angle w both have one-dimensional laws, so there is one increasing map w = T_t(|z|)

@@ -5,10 +5,10 @@ With f_0 the present estimate and f_1, f_2, ... the past ones in some frame (`di
     x_s = DDIM(x_t, x0_hat) + sum_j e_j f_j        (+ std z),
 
 and they differ in the frame, in how many past estimates they use, and in the e_j, which depend on the grid alone and are worked out before
-the loop, for steps of any length. An Adams-Bashforth method integrates the polynomial through f_0, ..., f_(k-1); the first steps, with
-fewer of them, are of lower order. A
-predictor-corrector (UniPC) comes back to the step behind it when the estimate at its end is known, and integrates again with that one
-more point; since both are sums over the same estimates, its correction is only another set of e_j.
+the loop, for steps of any length. An Adams-Bashforth method integrates the polynomial through f_0, ..., f_(k-1); its first steps, with
+fewer of them, are of lower order. A predictor-corrector (UniPC) comes back to the step behind it when the estimate at its end is
+known, and integrates again with that one more point; since both are sums over the same estimates, its correction is only
+another set of e_j.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffjax.numerics import safe_divide
+from diffjax.numerics import safe_divide, safe_sqrt
 from diffjax.samplers import frames
 from diffjax.samplers.frames import Frame
 from diffjax.samplers.onestep import Solver, add_noise, combine, ddim, levels
@@ -153,10 +153,9 @@ def unipc(order: int = 3, *, frame: Frame = frames.data, bh1: bool = False, tape
         raise ValueError("B(h) = h is defined for the frames of log-SNR: use frames.data or frames.noise, or bh1=False")
 
     def rule(moments, h, points, target):
-        first = moments[0]
-        if bh1:
-            first = (frame.slope[0] * target[0] - frame.slope[1] * target[1]) * h
-        return [moments[0], jnp.where(points == 2, _half(first, h), moments[1]), *moments[2:]]
+        first, second, *rest = moments
+        scale = (frame.slope[0] * target[0] - frame.slope[1] * target[1]) * h if bh1 else first
+        return [first, jnp.where(points == 2, 0.5 * scale * h, second), *rest]
 
     return _multistep(frame, order, taper=taper, rule=rule, corrector=True)
 
@@ -169,9 +168,8 @@ def _check_order(order: int, known: tuple[int, ...]) -> None:
         raise ValueError(f"expected order {', '.join(map(str, known[:-1]))} or {known[-1]}, got {order=}")
 
 
-def _half(first: Array, h: Array) -> Array:
-    finite = jnp.isfinite(h)
-    return jnp.where(finite, 0.5 * first * jnp.where(finite, h, jnp.zeros_like(h)), jnp.zeros_like(h))
+# A rule makes `(moments, h, points, target) -> moments` of the exact moments what a paper takes for them; h is 0 where it is infinite,
+# and `points` the number of points of each step's polynomial.
 
 
 def _exact(moments, h, points, target):
@@ -179,9 +177,9 @@ def _exact(moments, h, points, target):
 
 
 def _published(moments, h, points, target):
-    # With two points the paper takes m_0 h / 2 for m_1; with three, phi_3 stands where 2 phi_3 belongs.
+    # With two points DPM-Solver++ takes m_0 h / 2 for m_1; with three, phi_3 stands where 2 phi_3 belongs.
     first, second, *rest = moments
-    return [first, jnp.where(points == 2, _half(first, h), second), *(0.5 * m for m in rest)]
+    return [first, jnp.where(points == 2, 0.5 * first * h, second), *(0.5 * m for m in rest)]
 
 
 def _plms_moments(target, source, h, count):
@@ -216,49 +214,40 @@ def _multistep(
         target, source = levels(times, schedule)
         alpha, sigma = schedule(times)
         clock = frame.clock(alpha, sigma, times)
-        h = clock[1:] - clock[:-1]
-        here = jnp.where(jnp.isfinite(clock[:-1]), clock[:-1], jnp.zeros_like(h))
-        used = jnp.asarray(_orders(here.shape[0], order, taper)).reshape((-1,) + (1,) * (here.ndim - 1))
-        past = [
-            jnp.where(used > j, _lagged(clock[:-1], j) - here, jnp.full_like(here, jnp.inf)) for j in range(1, order)
-        ]
-        zero = jnp.zeros_like(here)
+        h, zero, far = clock[1:] - clock[:-1], jnp.zeros_like(clock[1:]), jnp.full_like(clock[1:], jnp.inf)
+        here, reach = (jnp.where(jnp.isfinite(v), v, zero) for v in (clock[:-1], h))
+        used = jnp.asarray(_orders(zero.shape[0], order, taper)).reshape((-1,) + (1,) * (zero.ndim - 1))
+        past = [jnp.where(used > j, _lagged(clock[:-1], j) - here, far) for j in range(1, order)]
 
         transfer, first = frames.held(target, source, frame)
         moments = [first, *frame.moments(target, source, h, order)]
-        # DDIM's step has the integral of a constant in it already, hence the zero.
-        on_past = frames.weights([zero, *past], [zero, *rule(moments, h, used, target)[1:order]])
+        # DDIM's step has the integral of a constant in it already, hence the first zero.
+        e = frames.weights([zero, *past], [zero, *rule(moments, reach, used, target)[1:order]])
         if corrector:
-            on_more = frames.weights([h, zero, *past], [zero, *rule(moments, h, used + 1, target)[1:]])
-            gain = [a - b for a, b in zip(on_more, [zero, *on_past], strict=True)]
-            # What the step behind gains from the present estimate, carried through the present step.
-            carried = [transfer * jnp.concatenate([zero[:1], g[:-1]]) for g in gain]
-            on_past = [a + b for a, b in zip([*on_past, zero], carried, strict=True)]
+            better = frames.weights([h, zero, *past], [zero, *rule(moments, reach, used + 1, target)[1:]])
+            gain = [a - b for a, b in zip(better, [zero, *e], strict=True)]
+            e = [a + transfer * _behind(b) for a, b in zip([*e, zero], gain, strict=True)]
         elif order > 2 and rule is _exact and not sde:
-            # DDIM's first step would cost the walk its order: when the second estimate is known, it becomes the trapezoid's.
-            second = jnp.asarray(np.arange(h.shape[0]) == 1).reshape(used.shape)
-            finite = jnp.isfinite(h[:1]) & (h[:1] != 0)
-            gain = jnp.where(finite, moments[1][:1], zero[:1]) / jnp.where(finite, h[:1], jnp.ones_like(h[:1]))
-            change = jnp.where(second, transfer * gain, zero)
-            on_past = [on_past[0] + change, on_past[1] - change, *on_past[2:]]
+            # DDIM's first step would cost the walk its order: once the second estimate is known, make it the trapezoid's.
+            begins = jnp.isfinite(h[:1]) & (h[:1] != 0)
+            trapezoid = jnp.where(begins, moments[1][:1], zero[:1]) / jnp.where(begins, h[:1], jnp.ones_like(h[:1]))
+            change = transfer * _behind(jnp.concatenate([trapezoid, zero[1:]]))
+            e = [e[0] + change, e[1] - change, *e[2:]]
 
-        noise = None
-        if sde:
-            (alpha_s, sigma_s), (alpha_t, sigma_t) = target, source
-            r = safe_divide(alpha_t * sigma_s, alpha_s * sigma_t)  # e^-h
-            kept, noise = sigma_s * r**sde, sigma_s * jnp.sqrt(jnp.maximum(1 - r ** (2 * sde), zero))
-            target = alpha_s, kept
-        return frames.ddim_weights(target, source), frames.slope_weights(source, frame), on_past, noise
+        if not sde:
+            return frames.ddim_weights(target, source), frames.slope_weights(source, frame), e, None
+        (alpha_s, sigma_s), (alpha_t, sigma_t) = target, source
+        r = safe_divide(alpha_t * sigma_s, alpha_s * sigma_t)  # e^-h
+        std = sigma_s * safe_sqrt(jnp.maximum(1 - r ** (2 * sde), zero))
+        return frames.ddim_weights((alpha_s, sigma_s * r**sde), source), frames.slope_weights(source, frame), e, std
 
     def step(key, predict_x0, xt, history, s, t, row):
-        (on_xt, on_x0), slope, on_past, noise = row
+        (on_xt, on_x0), slope, e, std = row
         x0_hat = predict_x0(xt, t)
         f = x0_hat if frame.slope == (1, 0) else combine(list(zip(slope, (xt, x0_hat), strict=True)))
         estimates = [f, *history]
-        xs = combine([(on_xt, xt), (on_x0, x0_hat), *zip(on_past, estimates, strict=True)])
-        if noise is not None:
-            xs = add_noise(key, xs, noise)
-        return xs, x0_hat, tuple(estimates[:depth])
+        xs = combine([(on_xt, xt), (on_x0, x0_hat), *zip(e, estimates, strict=True)])
+        return xs if std is None else add_noise(key, xs, std), x0_hat, tuple(estimates[:depth])
 
     return Solver(plan=plan, init=lambda xt: tuple(jnp.zeros_like(xt) for _ in range(depth)), step=step)
 
@@ -267,3 +256,8 @@ def _lagged(clock: Array, steps: int) -> Array:
     """The clock of `steps` rows before; infinite where there is no such row."""
     steps = min(steps, clock.shape[0])
     return jnp.concatenate([jnp.full_like(clock[:steps], jnp.inf), clock[: clock.shape[0] - steps]])
+
+
+def _behind(values: Array) -> Array:
+    """The numbers of the step before; 0 for the first."""
+    return jnp.concatenate([jnp.zeros_like(values[:1]), values[:-1]])
