@@ -152,7 +152,9 @@ def triangle(n=120):
     nodes, weights = np.polynomial.legendre.leggauss(n)
     a, b = np.meshgrid((nodes + 1) / 2, (nodes + 1) / 2, indexing="ij")
     points = np.stack([a, (1 - a) * b, (1 - a) * (1 - b)], -1).reshape(-1, 3)
-    return jnp.asarray(points, jnp.float32), jnp.asarray((np.outer(weights, weights) / 4 * (1 - a)).ravel(), jnp.float32)
+    return jnp.asarray(points, jnp.float32), jnp.asarray(
+        (np.outer(weights, weights) / 4 * (1 - a)).ravel(), jnp.float32
+    )
 
 
 CASES["simplex"] = Case(
@@ -371,7 +373,7 @@ def test_transformations(name):
     assert jax.tree.leaves(eager["xt"])[0].shape[0] == 8
     equal(jax.jit(both)(keys, x0, s, t), eager)
     if "masked" not in name:  # its mask has a batch axis of its own
-        equal(jax.vmap(both)(keys, x0, s, t), eager)
+        equal(jax.jit(jax.vmap(both))(keys, x0, s, t), eager)
         row = lambda i: jax.tree.map(lambda x: x[i], (keys, x0, s, t))
         equal(both(*row(3)), jax.tree.map(lambda x: x[3], eager))
         split = lambda tree: jax.tree.map(lambda x: x.reshape(2, 4, *x.shape[1:]), tree)
