@@ -89,11 +89,13 @@ def sampler() -> None:
     floor, floor_label = bare(plain, params), bare(labelled, more, label)
     floor_twice = bare(labelled, more, labels)
     variants = {
-        "(network and noise, by hand)": (lambda: noisy(x), lambda: floor(x), math.inf),
-        "bridge.sample, ancestral": (lambda: through_bridge(x), lambda: floor(x), 1.03),
-        "gaussian.sample, ancestral": (functools.partial(walk(predict, solvers.ancestral()), x), lambda: floor(x), 1.03),
-        "gaussian.sample, ddim": (functools.partial(walk(predict, solvers.ddim()), x), lambda: floor(x), 1.03),
-        "gaussian.sample, unipc(3)": (functools.partial(walk(predict, solvers.unipc(3)), x), lambda: floor(x), 1.03),
+        "(the network and its noise, by hand)": (lambda: noisy(x), lambda: floor(x), math.inf),
+        "bridge.sample (floor: with the noise)": (lambda: through_bridge(x), lambda: noisy(x), 1.03),
+        "ancestral (floor: with the noise)": (
+            functools.partial(walk(predict, solvers.ancestral()), x), lambda: noisy(x), 1.03,
+        ),
+        "ddim": (functools.partial(walk(predict, solvers.ddim()), x), lambda: floor(x), 1.03),
+        "unipc(3)": (functools.partial(walk(predict, solvers.unipc(3)), x), lambda: floor(x), 1.03),
         "ddim, guidance 0": (functools.partial(walk(guided(0), solvers.ddim()), x), lambda: floor_label(x), 1.03),
         "ddim, guidance 2 (floor: twice the batch)": (
             functools.partial(walk(guided(2.0), solvers.ddim()), x), lambda: floor_twice(twice), 1.03,

@@ -64,14 +64,13 @@ def combine(terms: list[tuple[Array, Array]]) -> Array:
 
 
 def add_noise(key: Array, x: Array, std: Array) -> Array:
-    """`x + std z`, z ~ N(0, I); nothing is drawn where every std is 0, as in a step to clean data.
+    """`x + std z`, z ~ N(0, I).
 
     Example:
       >>> print(add_noise(jax.random.key(0), jnp.ones(2), jnp.array(0.0)))
       [1. 1.]
     """
-    noisy = lambda: x + expand_right(std, x) * numerics.normal(key, x.shape, x.dtype)
-    return jax.lax.cond(jnp.any(std > 0), noisy, lambda: x)
+    return x + expand_right(std, x) * numerics.normal(key, x.shape, x.dtype)
 
 
 def split_noise(target: frames.Level, source: frames.Level, eta: float) -> tuple[Array, Array]:
