@@ -195,7 +195,8 @@ def process(
 
     def draw_prior(key, like):
         check_symbols(symbols, like=like)
-        weights = jnp.broadcast_to(jnp.asarray(law), (*like.shape, symbols))
+        # Behind the barrier XLA does not work a large constant out while compiling.
+        weights = jnp.broadcast_to(jax.lax.optimization_barrier(jnp.asarray(law)), (*like.shape, symbols))
         return categorical(key, weights, jnp.zeros(like.shape, like.dtype))
 
     def corrupt(key, x0, t):
