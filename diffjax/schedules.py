@@ -95,6 +95,31 @@ def cosine(offset: float = 0.008) -> Schedule:
     return schedule
 
 
+def linear_logsnr(low: float = -10.0, high: float = 10.0) -> Schedule:
+    """The variance-preserving schedule whose log-SNR falls in a line from `high` at t = 0 to `low` at t = 1.
+
+    Under it uniform times weigh all errors in the noise alike in the variational bound, whose terms at the two ends `low` and `high` decide.
+
+    Raises:
+      ValueError: low is not below high.
+
+    Source: Kingma et al. 2021, arXiv:2107.00630, app. H (with fixed ends).
+
+    Example:
+      >>> print([round(float(logsnr(t, schedule=linear_logsnr(-8.0, 6.0))), 3) for t in (0.0, 0.5, 1.0)])
+      [6.0, -1.0, -8.0]
+    """
+    if not low < high:
+        raise ValueError(f"expected low < high, the log-SNR of noise below that of data, got {low=}, {high=}")
+
+    def schedule(t):
+        t = _time(t)
+        value = high * (1 - t) + low * t
+        return jnp.exp(0.5 * jax.nn.log_sigmoid(value)), jnp.exp(0.5 * jax.nn.log_sigmoid(-value))
+
+    return schedule
+
+
 def rectified() -> Schedule:
     """The straight line from data to noise: `alpha = 1 - t`, `sigma = t`.
 

@@ -361,6 +361,18 @@ def test_decoder_is_bayes_rule_on_levels():
         np.testing.assert_allclose(got, [np.log(posterior[0, a] * posterior[1, b])], rtol=1e-4, atol=1e-5)
 
 
+def test_posterior_of_levels_is_bayes_rule():
+    values, schedule = jnp.linspace(-1.0, 1.0, 5), schedules.cosine()
+    rng = np.random.default_rng(0)
+    xt, logits, t = rng.normal(size=(3, 2)), rng.normal(size=(3, 2, 5)), np.array([0.05, 0.4, 0.999])
+    logs = levels.posterior(*map(jnp.float32, (logits, xt, t)), levels=values, schedule=schedule)
+    alpha, sigma = (np.float64(x)[:, None, None] for x in schedule(jnp.float32(t)))
+    weights = np.exp(logits) * stats.norm.pdf(np.float32(xt)[..., None], alpha * np.asarray(values, np.float64), sigma)
+    np.testing.assert_allclose(np.exp(logs), weights / weights.sum(-1, keepdims=True), rtol=2e-4, atol=1e-7)
+    chosen = levels.log_prob(logs, jnp.array([[-1.0, 0.5]] * 3), levels=values)
+    np.testing.assert_allclose(chosen, logs[:, 0, 0] + logs[:, 1, 3], rtol=1e-6)
+
+
 def test_dequantisation_bounds_the_mass_and_reaches_it():
     # N(.2, .5^2) on 4 levels of [-1, 1): uniform noise stays below the log mass; many draws, or the exact law of the noise, reach it.
     law = stats.norm(0.2, 0.5)

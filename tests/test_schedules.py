@@ -12,6 +12,7 @@ ALL = {
     "vp_linear": schedules.vp_linear(),
     "cosine": schedules.cosine(),
     "rectified": schedules.rectified(),
+    "linear_logsnr": schedules.linear_logsnr(-9.0, 7.0),
     "ve": schedules.ve(0.01, 50.0),
     "karras": schedules.karras(),
     "zero_terminal_snr": schedules.zero_terminal_snr(schedules.vp_linear()),
@@ -30,6 +31,8 @@ def reference(name, t):
         alpha = mp.cos(mp.pi / 2 * (t + s) / (1 + s)) / mp.cos(mp.pi / 2 * s / (1 + s))
     elif name == "rectified":
         return 1 - t, t
+    elif name == "linear_logsnr":
+        alpha = 1 / mp.sqrt(1 + mp.exp(16 * t - 7))
     elif name == "ve":
         return mp.mpf(1), mp.mpf("0.01") * mp.mpf(5000) ** t
     else:
@@ -130,6 +133,8 @@ def test_times_say_what_is_wrong():
         schedules.cosine()(1.5)
     with pytest.raises(ValueError, match=r"got t=-0\.1"):
         schedules.rectified()(np.array([0.2, -0.1]))
+    with pytest.raises(ValueError, match="low < high"):
+        schedules.linear_logsnr(6.0, -8.0)
     with pytest.raises(ValueError, match="sigma_min < sigma_max"):
         schedules.ve(1.0, 0.1)
 

@@ -1,6 +1,7 @@
 """Data in levels (pixels 0..255) and models of real numbers: how a probability of the one comes from the other.
 
-A variational bound ends with p(x_0 | z_0), a law on levels given a nearly clean point: `decoder` weighs each level by its own Gaussian,
+A variational bound ends with p(x_0 | z_0), a law on levels given a nearly clean point: `decoder` weighs each level by its own Gaussian
+(`posterior`, which a network's logits may sharpen at any noise),
 `discretized_gaussian` integrates one Gaussian over the cell of each level. A density on real numbers, such as that of `samplers.ode`, becomes a
 probability through noise within the cell: `dequantised`.
 """
@@ -16,6 +17,56 @@ from jax.typing import ArrayLike
 from diffjax import numerics
 from diffjax.numerics import expand_right
 from diffjax.schedules import Schedule
+
+
+def posterior(logits: ArrayLike, xt: Array, t: ArrayLike, *, levels: Array, schedule: Schedule) -> Array:
+    """The log-probabilities of each entry's level given its noisy value, `log p(x_0 = v | x_t)`, `[*batch, *event, K]`.
+
+        p(v | x_t) ~ exp(logits_v) N(x_t; alpha v, sigma^2)
+
+    A network that gives the logits need not learn what the noisy entry itself says of its level, only what the others say; sharp at
+    little noise, it is a classifier where there is nothing but noise.
+
+    Args:
+      logits: broadcast against `[*batch, *event, K]`; 0 for a flat prior.
+      xt: `[*batch, *event]`.
+      t: `[*batch]` or scalar; sigma > 0.
+      levels: `[K]`, increasing, the real numbers that data take.
+      schedule: `t -> (alpha, sigma)`.
+
+    Source: Bayes; the decomposition is that of Kingma et al. 2021, arXiv:2107.00630, eq. 8, at any noise.
+
+    Example:
+      >>> from diffjax import schedules
+      >>> logs = posterior(0.0, jnp.zeros(1), 0.5, levels=jnp.array([-1.0, 0.0, 1.0]), schedule=schedules.rectified())
+      >>> print(jnp.round(100 * jnp.exp(logs)))  # percent
+      [[27. 45. 27.]]
+    """
+    values, z, extra, *scales = numerics.upcast(levels, xt, logits, *schedule(t))
+    z = z[..., None]
+    alpha, sigma = (expand_right(scale, z) for scale in scales)
+    extra = extra.reshape((1,) * (z.ndim - extra.ndim) + extra.shape)
+    distance = (z - alpha * values.reshape((1,) * (z.ndim - 1) + (-1,))) / sigma
+    return jax.nn.log_softmax(extra - 0.5 * distance**2)
+
+
+def log_prob(log_probs: Array, x0: Array, *, levels: Array) -> Array:
+    """What `[*batch, *event, K]` log-probabilities say of the levels that data take, summed over the event: `[batch]`.
+
+    Args:
+      log_probs: as from `posterior`; the first axis is the batch.
+      x0: `[batch, *event]`, each entry (nearest to) a level.
+      levels: `[K]`.
+
+    Example:
+      >>> halves = jnp.log(jnp.full((1, 2, 2), 0.5))
+      >>> print(log_prob(halves, jnp.array([[0.0, 1.0]]), levels=jnp.array([0.0, 1.0])))
+      [-1.3862944]
+    """
+    clean, values = numerics.upcast(x0, levels)
+    index = jnp.argmin(jnp.abs(clean[..., None] - values.reshape((1,) * clean.ndim + (-1,))), axis=-1)
+    chosen = jnp.take_along_axis(log_probs, index[..., None], axis=-1)[..., 0]
+    return jnp.sum(chosen, axis=tuple(range(1, chosen.ndim)))
 
 
 def decoder(
@@ -37,18 +88,7 @@ def decoder(
       >>> print(jnp.round(decode(jnp.array([[1.0], [-1.0]]), jnp.array([[0.9], [0.0]])), 4))
       [ 0.     -0.6931]
     """
-
-    def decode(x0, z0):
-        values, clean, z, alpha, sigma = numerics.upcast(levels, x0, z0, *schedule(t))
-        values = values.reshape((1,) * z.ndim + (-1,))
-        logits = -0.5 * ((z[..., None] - alpha * values) / sigma) ** 2
-        extra = jnp.asarray(log_prior, logits.dtype)
-        logits = jax.nn.log_softmax(logits + extra.reshape((1,) * (logits.ndim - extra.ndim) + extra.shape))
-        index = jnp.argmin(jnp.abs(clean[..., None] - values), axis=-1)
-        chosen = jnp.take_along_axis(logits, index[..., None], axis=-1)[..., 0]
-        return jnp.sum(chosen, axis=tuple(range(1, chosen.ndim)))
-
-    return decode
+    return lambda x0, z0: log_prob(posterior(log_prior, z0, t, levels=levels, schedule=schedule), x0, levels=levels)
 
 
 def discretized_gaussian(
