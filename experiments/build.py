@@ -289,6 +289,10 @@ def _mixed_sampler(experiment: Experiment, keep_walk: bool, devices: Sequence[An
             f"{experiment.dataset.name} is sampled by its bridge alone: config.sampler.name=bridge, got {config.name!r}"
         )
     _, times = _steps(config, experiment.schedule)
+    try:
+        walks = spaces.clocks(config.get("clocks", ""), parts.spaces, times)
+    except ValueError as error:
+        raise UserError(f"config.sampler.clocks: {error}") from error
     track = (lambda x0_hat, xt, t: xt) if keep_walk else None
 
     @functools.cache
@@ -296,7 +300,7 @@ def _mixed_sampler(experiment: Experiment, keep_walk: bool, devices: Sequence[An
         def one_device(params, keys, held):
             process = spaces.holding(parts, names, len(keys))
             like = {n: jnp.zeros((len(keys), *s.event), s.dtype) for n, s in parts.spaces.items()} | held
-            clocks = {n: jnp.zeros_like(times) if n in names else times for n in parts.spaces}
+            clocks = {n: jnp.zeros_like(times) if n in names else each for n, each in walks.items()}
             first, rest = numerics.split(keys)
             end = samplers.bridge.sample(
                 rest,

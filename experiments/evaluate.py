@@ -71,12 +71,9 @@ def _mixed_report(dataset: data.Dataset, draw: Callable[..., Any], params: Any, 
     parts, number, seed = dataset.parts, settings["num"], settings["seed"]
     samples = draw(params, number, seed=seed)
     rows = mixed.measure(parts, samples)
-    if parts.held:
-        test = mixed.rows(parts.test, np.arange(number) % mixed.size(parts.test))
-        given = draw(params, number, seed=seed + 1, held={name: test[name] for name in parts.held})
-        figures, real, alone = (parts.figures(x) for x in (given, test, mixed.independent(parts.train, number)))
-        for name, value in figures.items():
-            rows[f"{name}_given_{'_'.join(parts.held)}"] = metrics.row(value, [real[name]], {"marginals": alone[name]})
+    if names := settings.get("hold", parts.held):
+        held = mixed.held(parts, names, number)
+        rows |= mixed.measure_given(parts, draw(params, number, seed=seed + 1, held=held), names)
     np.savez(
         workdir / "evaluation.npz",
         **{f"samples/{n}": x for n, x in samples.items()},
@@ -152,8 +149,10 @@ def _half(x: np.ndarray, split: int) -> np.ndarray:
 def main(argv: Sequence[str] | None = None) -> None:
     args = sample.arguments("evaluate", "Measures samples against held-out data: WORKDIR/report.json.").parse_args(argv)
     experiment, step, params = sample.load(args)
+    more = {} if args.hold is None else {"hold": args.hold.split(",")}
+    more |= {} if args.clocks is None else {"clocks": args.clocks}
     number = args.num or experiment.config.evaluate.num
-    report(experiment, build.sampler(experiment), params, args.workdir, num=number, seed=args.seed, step=step)
+    report(experiment, build.sampler(experiment), params, args.workdir, num=number, seed=args.seed, step=step, **more)
     screen.say(f"written: {args.workdir}/report.json, {args.workdir}/evaluation.npz")
 
 

@@ -12,13 +12,13 @@ A data set here is a dict of arrays, one for each part; `Mixed` says what the pa
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from experiments import metrics, plots, spaces
+from experiments import UserError, metrics, plots, spaces
 
 Tree = dict[str, np.ndarray]
 ASSETS = Path(__file__).parent / "assets"
@@ -33,7 +33,7 @@ class Mixed:
       train: training examples.
       test: held-out examples.
       figures: `(examples) -> {name: value}`, figures of one set that have a true value.
-      held: parts that `figures_held` are measured with, held clean at test values; empty for none.
+      held: parts that a report also holds at held-out values while it draws the others; empty for none.
       picture: `(samples, test) -> image`.
     """
 
@@ -71,31 +71,60 @@ def independent(x: Tree, number: int, seed: int = 0) -> Tree:
     return drawn
 
 
+def held(data: Mixed, names: Sequence[str], number: int) -> Tree:
+    """These parts of `number` held-out examples, to draw the other parts given them."""
+    if unknown := [name for name in names if name not in data.spaces]:
+        raise UserError(f"there is no part {unknown[0]!r} to hold; the parts are {', '.join(data.spaces)}")
+    if len(set(names)) == len(data.spaces):
+        raise UserError(f"nothing is left to draw with {', '.join(names)} held")
+    return {name: data.test[name][np.arange(number) % size(data.test)] for name in names}
+
+
 def measure(data: Mixed, samples: Tree, *, splits: int = 5, most: int = 2_000) -> dict[str, dict]:
-    """Rows of a report: energy distances in the chordal embedding, and the set's own figures, with floors and baselines."""
-    number = min(size(samples), size(data.test), most)
+    """Rows of a report: energy distances in the chordal embedding, and the set's own figures, with floors and baselines.
+
+    The floor of a distance to held-out examples is that of training examples to them; of one to training examples, that of two sets
+    of these. The floor of a figure is that of halves of the held-out examples.
+    """
+    number = min(size(samples), size(data.test), size(data.train) // 2, most)
     rng = np.random.default_rng(0)
     some = lambda x: rows(x, rng.permutation(size(x))[:number])
-    see = lambda x: embed(x, data.spaces)
-    simple = independent(data.train, number)
-    report = {}
-    for title, real in (("energy_distance", data.test), ("energy_distance_train", data.train)):
-        target = see(some(real))
-        floor = [_halves(see(some(real)), split) for split in range(splits)]
-        figures = {"marginals": metrics.energy_distance(see(simple), target)}
-        report[title] = metrics.row(metrics.energy_distance(see(some(samples)), target), floor, figures)
-    truth = [
-        data.figures(rows(data.test, rng.permutation(size(data.test))[: size(data.test) // 2])) for _ in range(splits)
-    ]
-    alone = data.figures(simple)
+    pairs = [[some(data.train), some(data.test)] for _ in range(splits)]
+    alone, drawn = independent(data.train, number), some(samples)
+
+    def distance(title: str, names: Sequence[str], pairs: list) -> dict[str, dict]:
+        see = lambda x: embed({n: x[n] for n in names}, data.spaces)
+        floor, target = [metrics.energy_distance(see(a), see(b)) for a, b in pairs], see(pairs[0][1])
+        figures = {"marginals": metrics.energy_distance(see(alone), target)}
+        return {title: metrics.row(metrics.energy_distance(see(drawn), target), floor, figures)}
+
+    names = list(data.spaces)
+    report = distance("energy_distance", names, pairs)
+    orders = [rng.permutation(size(data.train)) for _ in range(splits)]
+    twice = [[rows(data.train, order[part]) for part in (np.s_[:number], np.s_[-number:])] for order in orders]
+    report |= distance("energy_distance_train", names, twice)
+    for name in names if len(names) > 1 else ():
+        report |= distance(f"energy_distance_{name}", [name], pairs)
+    halves = [rng.permutation(size(data.test))[: size(data.test) // 2] for _ in range(splits)]
+    truth, simple = (
+        [data.figures(rows(data.test, half)) for half in halves],
+        data.figures(independent(data.train, number)),
+    )
     for name, value in data.figures(samples).items():
-        report[name] = metrics.row(value, [t[name] for t in truth], {"marginals": alone[name]})
+        report[name] = metrics.row(value, [t[name] for t in truth], {"marginals": simple[name]})
     return report
 
 
-def _halves(x: np.ndarray, split: int) -> float:
-    order = np.random.default_rng((split, 7)).permutation(len(x))
-    return metrics.energy_distance(x[order[: len(x) // 2]], x[order[len(x) // 2 :]])
+def measure_given(data: Mixed, samples: Tree, names: Sequence[str]) -> dict[str, dict]:
+    """Rows for samples with these parts held: the set's figures, beside those of the held-out examples and of
+    marginals for the other parts."""
+    number, end = size(samples), f"given_{'_'.join(names)}"
+    test = rows(data.test, np.arange(number) % size(data.test))
+    alone = independent(data.train, number) | {name: test[name] for name in names}
+    real, simple, report = data.figures(test), data.figures(alone), {}
+    for name, value in data.figures(samples).items():
+        report[f"{name}_{end}"] = metrics.row(value, [real[name]], {"marginals": simple[name]})
+    return report
 
 
 # ----------------------------------------------------------------------------------------------------------- proteins

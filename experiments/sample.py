@@ -2,6 +2,12 @@
 
     python -m experiments.sample --workdir runs/digits --num 64 --steps 50 --solver ddim
 
+Where an example has several parts, `--hold` takes some from held-out examples and draws the others given them, and `--clocks` gives
+parts pieces of the walk of their own:
+
+    python -m experiments.sample --workdir runs/crystals --hold elements
+    python -m experiments.sample --workdir runs/crystals --clocks elements=0:.5,coords=.3:1
+
 The result depends on the seed and the settings alone: each sample has a key of its own, so it is the same however many
 devices share the work.
 """
@@ -15,7 +21,7 @@ import jax
 import numpy as np
 
 from diffjax import training
-from experiments import UserError, build, checkpoints, configs, data, plots, run, screen
+from experiments import UserError, build, checkpoints, configs, data, mixed, plots, run, screen
 
 
 def arguments(program: str, description: str) -> configs.Parser:
@@ -28,6 +34,8 @@ def arguments(program: str, description: str) -> configs.Parser:
     parser.add_argument("--solver", metavar="NAME", help=", ".join(build.SOLVERS))
     parser.add_argument("--eta", type=float, metavar="E", help="of ddim: 0 deterministic, 1 ancestral")
     parser.add_argument("--guidance", type=float, metavar="W", help="classifier-free weight; 0 = none")
+    parser.add_argument("--clocks", metavar="TEXT", help="when in the walk each part moves, as elements=0:.5")
+    parser.add_argument("--hold", metavar="PARTS", help="parts that stay at values of held-out examples")
     return parser
 
 
@@ -43,11 +51,19 @@ def load(args: argparse.Namespace) -> tuple[build.Experiment, int, Any]:
     if not path.is_file():
         raise UserError(f"there is no run in {args.workdir}: no config.json; make one with python -m experiments.train")
     config = configs.read(path)
-    changes = {"steps": args.steps, "name": args.solver, "eta": args.eta, "guidance": args.guidance}
+    changes = {
+        "steps": args.steps,
+        "name": args.solver,
+        "eta": args.eta,
+        "guidance": args.guidance,
+        "clocks": args.clocks,
+    }
     config.sampler.update({name: value for name, value in changes.items() if value is not None})
     if config.sampler.guidance and not config.conditional:
         raise UserError("guidance needs a network that is told the class: train with --config.conditional=true")
     experiment = build.experiment(config)
+    if experiment.mixture is None and (args.clocks is not None or args.hold is not None):
+        raise UserError(f"--clocks and --hold are for examples of several parts; those of {config.data.name} have one")
     found = checkpoints.restore(args.workdir / "checkpoints", saved_shape(experiment), report=screen.say)
     if found is None:
         raise UserError(f"the run in {args.workdir} has no checkpoint yet")
@@ -73,7 +89,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         classes = f"0..{dataset.classes - 1}" if label is not None else "none, since the network is not told the class"
         raise UserError(f"--label {args.label} is not a class of this run; its classes are {classes}")
 
-    samples = build.sampler(experiment)(params, number, seed=args.seed, label=label)
+    more = {} if args.hold is None else {"held": mixed.held(dataset.parts, args.hold.split(","), number)}
+    samples = build.sampler(experiment)(params, number, seed=args.seed, label=label, **more)
     folder = args.workdir / "samples"
     folder.mkdir(exist_ok=True)
     if dataset.parts is not None:

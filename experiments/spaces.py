@@ -13,7 +13,7 @@ be at different times, or held clean (time 0) while the rest is generated.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -59,28 +59,44 @@ def _width(raw: Array, scale: Array) -> Array:
 
 
 def vector(size: int) -> Space:
-    """`size` real numbers of about unit variance, under the cosine schedule; components are normal.
+    """`size` real numbers of about unit variance, under the cosine schedule; components are normal, of any covariance.
+
+    The network describes a component as it would be without noise, N(m, P^-1) with P = U D U' (U unit lower triangular); Bayes' rule adds
+    what x_t = alpha x_0 + sigma eps tells:
+
+        x_0 ~ N(M^-1 (alpha x_t + sigma^2 P m), sigma^2 M^-1),    M = alpha^2 + sigma^2 P.
+
+    So a law that is normal needs constants only, however narrow it is beside the noise.
 
     Example:
-      >>> vector(3).event
-      (3,)
+      >>> vector(3).outputs  # a mean, three precisions, three more below the diagonal
+      9
     """
     schedule = schedules.cosine()
+    below, after = jnp.tril_indices(size, -1)
 
     def read(raw, xt, t):
         alpha, sigma = (expand_right(v, xt) for v in schedule(t))
-        # What is known of N(0, 1) data: mean alpha x_t, standard deviation sigma. The network adds to that.
-        mean, width = raw[..., :size], raw[..., size:]
-        return alpha * xt + sigma * mean, _width(width, sigma)
+        mean, log_scale, lower = jnp.split(raw, [size, 2 * size], axis=-1)
+        unit = jnp.broadcast_to(jnp.eye(size), (*mean.shape, size)).at[..., below, after].set(lower)
+        root = unit * jnp.exp(jnp.clip(log_scale, -3.0, 3.5))[..., None, :]
+        precision = root @ jnp.swapaxes(root, -1, -2)
+        matrix = alpha[..., None] ** 2 * jnp.eye(size) + sigma[..., None] ** 2 * precision
+        factor = jnp.linalg.cholesky(matrix)
+        known = alpha * xt + sigma**2 * (precision @ mean[..., None])[..., 0]
+        # Standard deviations sigma times the inverse factor; the floor keeps the density bounded.
+        return jax.scipy.linalg.cho_solve((factor, True), known[..., None])[..., 0], factor / (sigma + 1e-3)[..., None]
 
     def log_density(raw, xt, t, x0):
-        mean, width = jax.vmap(read, in_axes=(1, None, None), out_axes=1)(raw, xt, t)
-        z = (x0[:, None] - mean) / width
-        return jnp.sum(-0.5 * z * z - jnp.log(width) - 0.5 * jnp.log(2 * jnp.pi), axis=-1)
+        mean, factor = jax.vmap(read, in_axes=(1, None, None), out_axes=1)(raw, xt, t)
+        z = jnp.swapaxes(factor, -1, -2) @ (x0[:, None] - mean)[..., None]
+        scale = jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1))
+        return jnp.sum(scale - 0.5 * jnp.square(z[..., 0]) - 0.5 * jnp.log(2 * jnp.pi), axis=-1)
 
     def draw(key, raw, xt, t):
-        mean, width = read(raw, xt, t)
-        return mean + width * numerics.normal(key, xt.shape)
+        mean, factor = read(raw, xt, t)
+        noise = numerics.normal(key, xt.shape)[..., None]
+        return mean + jax.scipy.linalg.solve_triangular(factor, noise, trans=1, lower=True)[..., 0]
 
     return Space(
         process=gaussian.process(schedule),
@@ -88,7 +104,7 @@ def vector(size: int) -> Space:
         dtype=jnp.float32,
         features=lambda xt: xt,
         embed=lambda x: x,
-        outputs=2 * size,
+        outputs=2 * size + len(below),
         log_density=log_density,
         draw=draw,
     )
@@ -97,8 +113,12 @@ def vector(size: int) -> Space:
 def angles(size: int) -> Space:
     """`size` angles in [-pi, pi), under Brownian motion of standard deviation .01 to 4; components are wrapped normal.
 
+    The network describes a component as it would be without noise, by a vector: its direction is the mean, its length r how sure. x_t
+    adds a vector of its own: in a product of von Mises densities they add. A wrapped normal of deviation w counts as
+    r = 1 / (2 sinh(w^2 / 2)), about 1 / w^2 for small w and the first moment for large.
+
     Example:
-      >>> angles(2).outputs  # a direction of two numbers and a width, for each
+      >>> angles(2).outputs  # a direction of two numbers and the logarithm of a length, for each
       6
     """
     schedule = schedules.ve(0.01, 4.0)
@@ -108,10 +128,15 @@ def angles(size: int) -> Space:
 
     def read(raw, xt, t):
         sigma = expand_right(schedule(t)[1], xt)
-        x, y, width = jnp.split(raw, 3, axis=-1)
-        # A sum of directions: near x_t while sigma is small, anywhere once it is large.
-        mean = jnp.arctan2(jnp.sin(xt) / sigma + y, jnp.cos(xt) / sigma + x)
-        return mean, _width(width, jnp.minimum(sigma, 1.5))
+        x, y, log_length = jnp.split(raw, 3, axis=-1)
+        length = jnp.exp(jnp.clip(log_length, -6.0, 6.0))
+        # No surer than a tenth of the noise: what is finer is for a later step, and would drown the rest of the loss.
+        most = 1 / (1e-4 + (0.1 * sigma) ** 2)
+        length = length / jnp.sqrt(1 + (x**2 + y**2) * (length / most) ** 2)
+        seen = 0.5 / jnp.sinh(0.5 * sigma**2)
+        x, y = seen * jnp.cos(xt) + length * x, seen * jnp.sin(xt) + length * y
+        width = jnp.sqrt(2 * jnp.arcsinh(0.5 / jnp.sqrt(x**2 + y**2 + 1e-6)))
+        return jnp.arctan2(y, x), width
 
     def log_density(raw, xt, t, x0):
         mean, width = jax.vmap(read, in_axes=(1, None, None), out_axes=1)(raw, xt, t)
@@ -324,3 +349,39 @@ def holding(mixture: Mixture, names: list[str], number: int) -> Process:
         for n, space in mixture.spaces.items()
     }
     return joint(parts)
+
+
+def clocks(text: str, names: Iterable[str], times: Array) -> dict[str, Array]:
+    """The times of each part in a walk, from words such as `elements=0:.5, lattice=.5:1`: this part moves in that piece of the walk.
+
+    Before its piece a part waits at `times[0]`, after it at `times[-1]`. A part that is not named moves all the time.
+
+    Args:
+      text: `part=from:to` with shares of the walk's steps, separated by commas; "" for parts that move together.
+      names: of the parts.
+      times: `[steps + 1]` of a part that moves all the time.
+
+    Raises:
+      ValueError: other words, no such part, or a piece outside [0, 1] or empty.
+
+    Example:
+      >>> slow = clocks("a=0:.5", ["a", "b"], jnp.linspace(1.0, 0.0, 5))
+      >>> print(slow["a"], slow["b"])
+      [1.  0.5 0.  0.  0. ] [1.   0.75 0.5  0.25 0.  ]
+    """
+    pieces = dict.fromkeys(names, (0.0, 1.0))
+    for word in filter(None, (word.strip() for word in text.split(","))):
+        try:
+            name, piece = word.split("=")
+            start, end = (float(number) for number in piece.split(":"))
+        except ValueError:
+            raise ValueError(f"expected `part=from:to` such as `{next(iter(pieces))}=0:.5`, got {word!r}") from None
+        if name not in pieces:
+            raise ValueError(f"there is no part {name!r}; the parts are {', '.join(pieces)}")
+        if not 0 <= start < end <= 1:
+            raise ValueError(f"expected a piece 0 <= from < to <= 1 of the walk, got {word!r}")
+        pieces[name] = (start, end)
+    steps = len(times) - 1
+    places = jnp.arange(steps + 1.0)
+    late = lambda start, end: jnp.clip((places - start * steps) / (end - start), 0, steps)
+    return {name: jnp.interp(late(*piece), places, times) for name, piece in pieces.items()}

@@ -54,6 +54,7 @@ def config() -> ConfigDict:
     c.sampler.stop = 0.0
     c.sampler.guidance = 0.0  # classifier-free, only where conditional
     c.sampler.clip = 0.0  # the estimate of x_0 is held within +- this; 0 = free
+    c.sampler.clocks = ""  # of parts: when in the walk each moves, "elements=0:.5, lattice=.5:1"; "" = together
     c.sampler.chunk = 512  # examples on a device at once
 
     c.evaluate = ConfigDict()
