@@ -15,13 +15,13 @@ Source of the set: Castelli et al. 2012, Energy Environ. Sci. 5, 9034; Xie et al
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from experiments import UserError, mixed, spaces
 
 IDEAL = np.array([[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0], [0, 0.5, 0.5]])
 TRIPLES = ("FNO", "FOO", "NNN", "NNO", "NOO", "OOO", "OOS")
-_INK = ((70, 110, 190), (90, 90, 90), (205, 60, 45))  # A, B, X
+_INK = {"N": (60, 95, 210), "O": (215, 55, 45), "F": (70, 165, 75), "S": (225, 180, 30)}
 
 
 def crystals(folder: str = "") -> mixed.Mixed:
@@ -83,6 +83,7 @@ def crystals(folder: str = "") -> mixed.Mixed:
         figures=figures,
         held=("elements",),
         picture=lambda samples, real: picture(samples, symbols, np.exp(mean + std * samples["lattice"][:, 0])),
+        shown=12,
     )
 
 
@@ -140,33 +141,43 @@ def _twin(train: int, test: int) -> tuple[list[str], dict[str, dict]]:
 
 
 def picture(samples: mixed.Tree, symbols: list[str], lattice: np.ndarray, *, number: int = 12) -> Image.Image:
-    """Cells drawn side by side, seen along a diagonal: A blue, B grey, X red, atoms on a face drawn on both."""
-    side, columns = 220, 4
+    """Cells side by side, to scale, in an oblique view: B dark with a bond to its nearest X atoms, X in the usual colours of its elements
+    (N blue, O red, F green, S yellow), A light; an atom on a face is drawn on both, and a distorted cell has a yellow ground."""
+    fine, side, columns = 2, 230, 4
     number = min(number, len(lattice))
-    sheet = Image.new("RGB", (columns * side, -(-number // columns) * side), "white")
-    pen = ImageDraw.Draw(sheet)
-    # An oblique view: x to the right, z up, y into the page.
-    view = np.array([[1.0, 0.0], [0.38, -0.28], [0.0, -1.0]])
+    sheet = Image.new("RGB", (columns * side * fine, -(-number // columns) * side * fine), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12 * fine)
+    # x to the right, y into the page, z up.
+    view = np.array([[1.0, 0.0], [0.36, -0.26], [0.0, -1.0]])
     corners = np.array([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)])
     edges = [(a, b) for a in range(8) for b in range(a) if np.abs(corners[a] - corners[b]).sum() == 1]
+    around = np.array([[i, j, k] for i in (-1, 0, 1) for j in (-1, 0, 1) for k in (-1, 0, 1)])
+    bent = distorted(samples["coords"][:number])
     for n in range(number):
-        scale = 105 * lattice[n] / 4.2
-        origin = np.array([(n % columns) * side + 32, (n // columns + 1) * side - 42])
-        place = lambda points, scale=scale, origin=origin: origin + scale * (np.asarray(points) @ view)
-        drawn = place(corners)
+        left, top = (n % columns) * side * fine, (n // columns) * side * fine
+        if bent[n]:
+            pen.rectangle([left + 6, top + 6, left + side * fine - 6, top + side * fine - 6], fill=(255, 249, 228))
+        scale = fine * 110 * lattice[n] / 4.2
+        # The cell's middle at the same place whatever its size.
+        place = lambda x, scale=scale, left=left, top=top: (
+            np.array([left + fine * side / 2, top + fine * (side / 2 - 8)]) + scale * (np.asarray(x) - 0.5) @ view
+        )
         for a, b in edges:
-            pen.line([*drawn[a], *drawn[b]], fill=(205, 205, 205), width=1)
+            pen.line([*place(corners[a]), *place(corners[b])], fill=(200, 200, 200), width=fine)
         at = (samples["coords"][n].reshape(5, 3) / (2 * np.pi)) % 1
         names = [symbols[e] if e < len(symbols) else "?" for e in samples["elements"][n]]
-        atoms = []
-        for i in range(5):
-            images = [(at[i] + shift, i) for shift in corners if np.all(at[i] + shift <= 1.03)]
-            near = [(at[i] - shift, i) for shift in corners if shift.any() and np.all(at[i] - shift >= -0.03)]
-            atoms += images + near
-        for position, i in sorted(atoms, key=lambda atom: -atom[0][1]):
-            x, y = place(position)
-            radius = (11, 8, 7)[min(i, 2)]
-            pen.ellipse([x - radius, y - radius, x + radius, y + radius], fill=_INK[min(i, 2)], outline="white")
-        formula = f"{names[0]} {names[1]} {''.join(sorted(names[2:]))}   a = {lattice[n]:.2f}"
-        pen.text(((n % columns) * side + 30, (n // columns + 1) * side - 22), formula, fill=(40, 40, 40))
-    return sheet
+        images = [(at[i] + shift, i) for i in range(5) for shift in around]
+        bonds = sorted((x for x in images if x[1] > 1), key=lambda x: np.linalg.norm(x[0] - at[1]))[:6]
+        for end, _ in bonds:
+            pen.line([*place(at[1]), *place(end)], fill=(150, 150, 160), width=2 * fine)
+        inside = [x for x in images if np.abs(x[0] - 0.5).max() <= 0.53]
+        for position, i in sorted([*inside, *bonds], key=lambda atom: -atom[0][1]):
+            (x, y), radius = place(position), fine * (12, 9, 8)[min(i, 2)]
+            ink = ((150, 190, 215), (85, 85, 95))[i] if i < 2 else _INK.get(names[i], (190, 60, 190))
+            pen.ellipse([x - radius, y - radius, x + radius, y + radius], fill=ink, outline="white", width=fine)
+            shine = tuple((v + 2 * 255) // 3 for v in ink)
+            x, y, radius = x - radius / 3, y - radius / 3, radius / 4
+            pen.ellipse([x - radius, y - radius, x + radius, y + radius], fill=shine)
+        words = f"{names[0]} {names[1]} {' '.join(names[2:])}    a = {lattice[n]:.2f}"
+        pen.text((left + fine * side / 2, top + fine * (side - 20)), words, fill=(60, 60, 60), anchor="mm", font=font)
+    return sheet.resize((sheet.width // fine, sheet.height // fine), Image.Resampling.LANCZOS)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from experiments import UserError, metrics, plots, spaces
 
@@ -34,7 +34,8 @@ class Mixed:
       test: held-out examples.
       figures: `(examples) -> {name: value}`, figures of one set that have a true value.
       held: parts that a report also holds at held-out values while it draws the others; empty for none.
-      picture: `(samples, test) -> image`.
+      picture: `(samples, test) -> image`, also of samples that are still on their way.
+      shown: how many samples a picture is of.
     """
 
     spaces: dict[str, spaces.Space]
@@ -43,6 +44,7 @@ class Mixed:
     figures: Callable[[Tree], dict[str, float]] = lambda x: {}
     held: tuple[str, ...] = ()
     picture: Callable[[Tree, Tree], Image.Image]
+    shown: int = 2_000
 
 
 def size(x: Tree) -> int:
@@ -84,7 +86,7 @@ def measure(data: Mixed, samples: Tree, *, splits: int = 5, most: int = 2_000) -
     """Rows of a report: energy distances in the chordal embedding, and the set's own figures, with floors and baselines.
 
     The floor of a distance to held-out examples is that of training examples to them; of one to training examples, that of two sets
-    of these. The floor of a figure is that of halves of the held-out examples.
+    of these. The floor of a figure is that of as many held-out examples, half of them at most.
     """
     number = min(size(samples), size(data.test), size(data.train) // 2, most)
     rng = np.random.default_rng(0)
@@ -105,7 +107,8 @@ def measure(data: Mixed, samples: Tree, *, splits: int = 5, most: int = 2_000) -
     report |= distance("energy_distance_train", names, twice)
     for name in names if len(names) > 1 else ():
         report |= distance(f"energy_distance_{name}", [name], pairs)
-    halves = [rng.permutation(size(data.test))[: size(data.test) // 2] for _ in range(splits)]
+    some_of = min(size(samples), size(data.test) // 2)
+    halves = [rng.permutation(size(data.test))[:some_of] for _ in range(splits)]
     truth, simple = (
         [data.figures(rows(data.test, half)) for half in halves],
         data.figures(independent(data.train, number)),
@@ -176,6 +179,21 @@ def rotations() -> Mixed:
     )
 
 
+def _needles(
+    points: np.ndarray, angles: np.ndarray, colours: np.ndarray, *, side: int = 480, fine: int = 2
+) -> Image.Image:
+    """Points on [-2, 2]^2 with a needle in a direction, of one of five colours or grey."""
+    inks = [(208, 78, 58), (222, 160, 40), (60, 150, 90), (60, 110, 200), (140, 80, 170), (170, 170, 170)]
+    sheet = Image.new("RGB", (fine * side, fine * side), "white")
+    pen, unit = ImageDraw.Draw(sheet), fine * side / 4
+    for point, angle, colour in zip(points, angles, colours, strict=True):
+        x, y = unit * (point * [1, -1] + 2)
+        ink = inks[min(int(colour), 5)]
+        pen.line([x, y, x + unit * 0.22 * np.cos(angle), y - unit * 0.22 * np.sin(angle)], fill=ink, width=fine)
+        pen.ellipse([x - 2 * fine, y - 2 * fine, x + 2 * fine, y + 2 * fine], fill=ink)
+    return sheet.resize((side, side), Image.Resampling.LANCZOS)
+
+
 def _side_by_side(images: list[Image.Image]) -> Image.Image:
     sheet = Image.new("RGB", (sum(i.width for i in images), max(i.height for i in images)), "white")
     at = 0
@@ -218,9 +236,13 @@ def symbols(sites: int = 3, vocab: int = 4) -> Mixed:
         return {"s": np.stack(np.unravel_index(flat, shape), 1).astype(np.int32)}
 
     def table(x: Tree) -> np.ndarray:
-        counted = np.zeros(shape)
+        counted = np.zeros((vocab + 1,) * sites)  # the mask too, which words on their way have
         np.add.at(counted, tuple(x["s"].T), 1)
-        return counted / len(x["s"])
+        return counted[(slice(vocab),) * sites] / len(x["s"])
+
+    def figures(x: Tree) -> dict[str, float]:
+        found = table(x)
+        return {"total_variation": float(0.5 * (np.abs(found - law).sum() + 1 - found.sum()))}
 
     def picture(samples: Tree, real: Tree) -> Image.Image:
         # Frequency of every word, true above, sampled below.
@@ -231,7 +253,7 @@ def symbols(sites: int = 3, vocab: int = 4) -> Mixed:
         spaces={"s": spaces.symbols(sites, vocab)},
         train=draw(50_000, 0),
         test=draw(10_000, 1),
-        figures=lambda x: {"total_variation": float(0.5 * np.abs(table(x) - law).sum())},
+        figures=figures,
         picture=picture,
     )
 
@@ -266,6 +288,12 @@ def joint(classes: int = 5) -> Mixed:
             "symbol": (x["symbol"][:, 0] * (classes + 1) // 2) % classes,
         }
 
+    def picture(samples: Tree, real: Tree) -> Image.Image:
+        # A needle at each position: its colour is the symbol (grey: masked); left it points along the angle, right it is turned by the rotation.
+        turn = 2 * np.arctan2(samples["rotation"][:, 0, 3], samples["rotation"][:, 0, 0])
+        ways = (samples["angle"][:, 0], turn)
+        return _side_by_side([_needles(samples["position"], way, samples["symbol"][:, 0]) for way in ways])
+
     def figures(x: Tree) -> dict[str, float]:
         told = readings(x)
         return {f"{n}_agrees": float(np.mean(told[n] == told["symbol"])) for n in ("angle", "position", "rotation")}
@@ -281,5 +309,6 @@ def joint(classes: int = 5) -> Mixed:
         test=draw(5_000, 1),
         figures=figures,
         held=("symbol",),
-        picture=lambda samples, real: plots.picture(samples["position"], real["position"]),
+        picture=picture,
+        shown=400,
     )

@@ -251,7 +251,7 @@ class Board:
         return plots.picture(samples, self.reference)
 
     def _wanted(self) -> tuple[int, np.ndarray | None]:
-        number = 64 if self.reference is None and self.mixed is None else 2_000
+        number = self.mixed.shown if self.mixed is not None else 64 if self.reference is None else 2_000
         classes = self.experiment.dataset.classes
         return number, np.arange(number) % classes if self.experiment.config.conditional else None
 

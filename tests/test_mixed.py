@@ -9,7 +9,7 @@ import pytest
 
 import experiments
 from diffjax import networks, samplers, schedules
-from experiments import UserError, build, configs, crystals, data, evaluate, mixed, sample, spaces, train
+from experiments import UserError, build, configs, crystals, data, evaluate, mixed, sample, spaces, train, walks
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -144,7 +144,7 @@ def small(monkeypatch):
 def test_each_part_moves_in_its_own_piece_of_the_walk(small):
     config = configs.override(configs.load("joint"), [*SMALL, "--config.sampler.clocks=symbol=0:.5, angle=.5:1"])
     model = build.experiment(config)
-    end, walk = build.sampler(model, keep_walk=True)(model.init(jax.random.key(0)), 32, seed=0)
+    end, walk = walks.sampler(model, keep_walk=True)(model.init(jax.random.key(0)), 32, seed=0)
     assert (walk["symbol"][:2] == 5).any()  # the mask, at first
     assert (walk["symbol"][2:] < 5).all()
     np.testing.assert_array_equal(walk["symbol"][2:], np.broadcast_to(end["symbol"], (3, 32, 1)))
@@ -160,7 +160,7 @@ def test_each_part_moves_in_its_own_piece_of_the_walk(small):
 def test_a_mistaken_clock_is_one_clear_line(small, words, says):
     model = build.experiment(configs.override(configs.load("joint"), [*SMALL, f"--config.sampler.clocks={words}"]))
     with pytest.raises(UserError, match=says):
-        build.sampler(model)
+        walks.sampler(model)
 
 
 def test_held_parts_are_those_of_held_out_examples(small):
@@ -244,6 +244,17 @@ def test_toys_say_what_they_claim():
     assert words.figures(mixed.independent(words.train, 10_000))["total_variation"] > 0.3
     pair = mixed.correlated()
     assert abs(pair.figures(pair.test)["narrow_std"] - 1) < 0.05
+
+
+def test_pictures_are_drawn_of_samples_on_their_way(twin):
+    number = 20
+    for toy in (mixed.torsions(), mixed.rotations(), mixed.correlated(), mixed.symbols(), mixed.joint(), twin):
+        noise = {}
+        for name, space in toy.spaces.items():
+            like = jax.ShapeDtypeStruct((number, *space.event), space.dtype)
+            noise[name] = np.asarray(space.process.prior(jax.random.key(0), like))  # symbols are masks
+        real = mixed.rows(toy.test, np.arange(number))
+        assert toy.picture(noise, toy.test).tobytes() != toy.picture(real, toy.test).tobytes()
 
 
 def test_measures_notice_a_broken_part():
