@@ -2,7 +2,7 @@
 
     experiment = build.experiment(config)          data, network, loss, optimiser
     layout     = build.layout(experiment)          the training step on all devices
-    draw       = build.sampler(experiment)         (params, number, seed, label) -> samples, on all local devices
+    draw       = walks.sampler(experiment)         (params, number, seed, label) -> samples, on all local devices
 
 Each table below is a menu. A config group such as `schedule` or `network` names its function in `name`; its other fields are
 that function's arguments.
@@ -10,7 +10,7 @@ that function's arguments.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,11 +19,11 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from diffjax import guidance, losses, networks, numerics, samplers, schedules, training
-from diffjax.processes import gaussian, predictions
-from experiments import UserError, data, spaces
-from experiments.configs import suggest
-from experiments.devices import spread
+from diffjax import losses, networks, numerics, schedules, training
+from diffjax.likelihood import learned_schedule, levels
+from diffjax.processes import predictions
+from experiments import UserError, data, spaces, walks
+from experiments.configs import pick
 
 SCHEDULES = {
     "vp_linear": schedules.vp_linear,
@@ -31,6 +31,8 @@ SCHEDULES = {
     "rectified": schedules.rectified,
     "ve": schedules.ve,
     "karras": schedules.karras,
+    "linear_logsnr": schedules.linear_logsnr,
+    "learned": lambda **settings: Learned(**settings),
 }
 NETWORKS = {"mlp": networks.MLP, "unet": networks.UNet}
 PREDICTIONS = {
@@ -39,6 +41,7 @@ PREDICTIONS = {
     "v": predictions.v,
     "flow": predictions.flow,
     "score": predictions.score,
+    "levels": predictions.x0,  # logits of each level a pixel can take, beside what the noisy pixel says itself; x_0 is their mean
 }
 LOSSES = {"squared": losses.squared, "absolute": losses.absolute}
 WEIGHTINGS = {
@@ -64,29 +67,11 @@ DECAYS = {
     "cosine": lambda rate, steps: optax.cosine_decay_schedule(rate, max(1, steps)),
     "constant": lambda rate, steps: optax.constant_schedule(rate),
 }
-SPACINGS = {
-    "uniform": lambda schedule: schedules.uniform,
-    "quadratic": lambda schedule: schedules.quadratic,
-    "karras": schedules.karras_spacing,
-    "logsnr": schedules.logsnr_spacing,
-}
-SOLVERS = {
-    "ancestral": lambda config: samplers.gaussian.ancestral(),
-    "ddim": lambda config: samplers.gaussian.ddim(config.eta),
-    "bridge": lambda config: None,  # samplers.bridge, through the process alone
-}
 LAYOUTS = {
     "jit": training.parallel.jit_step,
     "pmap": training.parallel.pmap_step,
     "shard_map": training.parallel.shard_map_step,
 }
-
-
-def pick(menu: dict[str, Any], name: str, field: str) -> Any:
-    """The entry of a menu; a `UserError` that lists them when there is none of that name."""
-    if name not in menu:
-        raise UserError(f"config.{field} has no choice {name!r}{suggest(name, menu)}; choose among {', '.join(menu)}")
-    return menu[name]
 
 
 def _made(menu: dict[str, Any], group: ConfigDict, field: str) -> Any:
@@ -101,25 +86,55 @@ def _made(menu: dict[str, Any], group: ConfigDict, field: str) -> Any:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Learned:
+    """The settings of a schedule that is trained beside the network: its log-SNR at both ends, and its width."""
+
+    low: float = -10.0
+    high: float = 10.0
+    features: int = 128
+
+    def of(self, params: Any) -> schedules.Schedule:
+        return learned_schedule.schedule(params, low=self.low, high=self.high)
+
+    def init(self, key: jax.Array) -> Any:
+        return learned_schedule.init(key, features=self.features)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """A network with its parameters, and what its output means.
+
+    Attributes:
+      schedule: `t -> (alpha, sigma)`.
+      predict: `(xt, t, **label) -> prediction`, of `kind`.
+      kind: what is predicted.
+      log_levels: `(xt, t, **label) -> [*batch, *event, levels]`, log-probabilities, where the network tells levels apart.
+    """
+
+    schedule: schedules.Schedule
+    predict: Callable[..., jax.Array]
+    kind: predictions.Kind
+    log_levels: Callable[..., jax.Array] | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
     """What a config describes.
 
     Attributes:
       config: the config.
       dataset: from `experiments.data`.
-      schedule: `t -> (alpha, sigma)`.
-      apply: `(params, xt, t, label) -> prediction`.
+      model: `params -> Model`.
       init: `(key) -> params`.
       loss_fn: `(params, key, index, batch) -> [batch]`.
       optimizer: with clipping, warm-up and decay.
       rate: the learning rate by step.
-      mixture: the network as functions of its parts, where examples are dicts; `apply` is not used then.
+      mixture: the network as functions of its parts, where examples are dicts; there is no `model` then.
     """
 
     config: ConfigDict
     dataset: data.Dataset
-    schedule: schedules.Schedule
-    apply: Callable[..., jax.Array]
+    model: Callable[[Any], Model] | None
     init: Callable[[jax.Array], Any]
     loss_fn: Callable[..., jax.Array]
     optimizer: optax.GradientTransformation
@@ -136,42 +151,69 @@ def experiment(config: ConfigDict) -> Experiment:
     schedule = _made(SCHEDULES, config.schedule, "schedule")
     network = _made(NETWORKS, config.network, "network")
     pick(LAYOUTS, config.layout, "layout")
-    _steps(config.sampler, schedule)
+    walks.steps(
+        config.sampler, schedule.of(schedule.init(jax.random.key(0))) if isinstance(schedule, Learned) else schedule
+    )
     rate, optimizer = _optimizer(config)
     dataset = data.load(config.data)
+    known = {"config": config, "dataset": dataset, "optimizer": optimizer, "rate": rate}
     if dataset.parts is not None:
         settings = {name: config.mixture[name] for name in ("components", "own_times", "held")}
         parts = spaces.mixture(dataset.parts.spaces, lambda outputs: network.clone(outputs=outputs), **settings)
-        return Experiment(
-            config=config,
-            dataset=dataset,
-            schedule=schedule,
-            apply=parts.guess,
-            init=jax.jit(parts.init),
-            loss_fn=functools.partial(parts.loss, count=config.batch_size),
-            optimizer=optimizer,
-            rate=rate,
-            mixture=parts,
-        )
+        loss_fn = functools.partial(parts.loss, count=config.batch_size)
+        return Experiment(model=None, init=jax.jit(parts.init), loss_fn=loss_fn, mixture=parts, **known)
     if config.conditional:
         if not dataset.classes:
             raise UserError(f"config.conditional=true needs classes, and {dataset.name} has none")
         network = network.clone(num_classes=dataset.classes)
-    example = jnp.zeros((1, *dataset.event))
+    init, model = _model(config, schedule, network, dataset)
     try:
-        jax.eval_shape(network.init, jax.random.key(0), example, jnp.zeros(1))
+        jax.eval_shape(init, jax.random.key(0))
     except (TypeError, ValueError) as error:
         raise UserError(f"config.network does not fit data of shape {dataset.event}: {error}") from error
-    return Experiment(
-        config=config,
-        dataset=dataset,
-        schedule=schedule,
-        apply=network.apply,
-        init=jax.jit(lambda key: network.init(key, example, jnp.zeros(1))),
-        loss_fn=_loss(config, schedule, network),
-        optimizer=optimizer,
-        rate=rate,
-    )
+    return Experiment(model=model, init=jax.jit(init), loss_fn=_loss(config, model), **known)
+
+
+def _model(
+    config: ConfigDict, schedule: schedules.Schedule | Learned, network: Any, dataset: data.Dataset
+) -> tuple[Callable[[jax.Array], Any], Callable[[Any], Model]]:
+    """`(init, model)` of a network on this data: images are flat for a perceptron, and levels take an output each."""
+    event, kind = dataset.event, pick(PREDICTIONS, config.prediction, "prediction")
+    counted = dataset.levels if config.prediction == "levels" else 1
+    if not counted:
+        raise UserError(f"config.prediction=levels needs data that take a number of levels, and {dataset.name} do not")
+    flat = isinstance(network, networks.MLP)
+    outputs = np.prod(event).item() if flat else event[-1]
+    network = network.clone(**{"outputs" if flat else "out_channels": outputs * counted})
+    values = np.linspace(-1, 1, counted, dtype=np.float32)
+
+    def see(x):
+        return x.reshape(*x.shape[: x.ndim - len(event)], -1) if flat else x
+
+    def init(key):
+        params = network.init(key, see(jnp.zeros((1, *event))), jnp.zeros(1))
+        # Two trees of parameters where there are two things to learn.
+        return {"network": params, "schedule": schedule.init(key)} if isinstance(schedule, Learned) else params
+
+    def model(params):
+        weights, curve = params, schedule
+        if isinstance(schedule, Learned):
+            weights, curve = params["network"], schedule.of(params["schedule"])
+
+        def predict(xt, t, **more):
+            return network.apply(weights, see(xt), t, **more).reshape(*xt.shape, *([counted] if counted > 1 else []))
+
+        def log_levels(xt, t, **more):
+            return levels.posterior(predict(xt, t, **more), xt, t, levels=values, schedule=curve)
+
+        def mean(xt, t, **more):
+            return jnp.exp(log_levels(xt, t, **more)) @ values
+
+        if counted == 1:
+            return Model(schedule=curve, predict=predict, kind=kind)
+        return Model(schedule=curve, predict=mean, kind=kind, log_levels=log_levels)
+
+    return init, model
 
 
 def _optimizer(config: ConfigDict) -> tuple[Callable[[Any], Any], optax.GradientTransformation]:
@@ -182,10 +224,8 @@ def _optimizer(config: ConfigDict) -> tuple[Callable[[Any], Any], optax.Gradient
     return rate, optax.chain(optax.clip_by_global_norm(group.clip), descent) if group.clip else descent
 
 
-def _loss(config: ConfigDict, schedule: schedules.Schedule, network: Any) -> Callable[..., jax.Array]:
+def _loss(config: ConfigDict, model: Callable[[Any], Model]) -> Callable[..., jax.Array]:
     settings = {
-        "schedule": schedule,
-        "kind": pick(PREDICTIONS, config.prediction, "prediction"),
         "error": pick(LOSSES, config.loss, "loss"),
         "weighting": pick(WEIGHTINGS, config.weighting, "weighting"),
     }
@@ -199,19 +239,18 @@ def _loss(config: ConfigDict, schedule: schedules.Schedule, network: Any) -> Cal
         if config.conditional:
             hidden = numerics.uniform(hide, index.shape) < config.drop_label
             more["label"] = jnp.where(hidden, -1, batch["label"])
-        return losses.regression(noise, lambda xt, t: network.apply(params, xt, t, **more), batch["x0"], t, **settings)
+        now = model(params)
+        predict = functools.partial(now.predict, **more)
+        return losses.regression(noise, predict, batch["x0"], t, schedule=now.schedule, kind=now.kind, **settings)
 
-    return loss_fn
+    if config.schedule.name != "learned":
+        return loss_fn
 
+    def both(params, key, index, batch):
+        loss = lambda network, schedule: loss_fn({"network": network, "schedule": schedule}, key, index, batch)
+        return learned_schedule.variance_minimising(loss, params["network"], params["schedule"])
 
-def _steps(config: ConfigDict, schedule: schedules.Schedule) -> tuple[Any, jax.Array]:
-    """The solver and the times of a config's `sampler` group."""
-    factory = pick(SOLVERS, config.name, "sampler.name")
-    spacing = pick(SPACINGS, config.spacing, "sampler.spacing")(schedule)
-    try:
-        return factory(config), schedules.times(config.steps, start=config.start, stop=config.stop, spacing=spacing)
-    except ValueError as error:
-        raise UserError(f"config.sampler: {error}") from error
+    return both
 
 
 def layout(experiment: Experiment) -> training.parallel.Layout:
@@ -227,97 +266,3 @@ def layout(experiment: Experiment) -> training.parallel.Layout:
         skip_nonfinite=True,
     )
     return LAYOUTS[config.layout](make)
-
-
-def sampler(
-    experiment: Experiment, *, keep_walk: bool = False, devices: Sequence[Any] | None = None
-) -> Callable[..., Any]:
-    """A function `draw(params, number, *, seed, label=None, held=None)` that returns `[number, *event]`, drawn on all local devices.
-
-    Each sample has a key of its own, `fold_in(seed, i)`, and devices work on pieces of one size (`config.sampler.chunk`): sample i is
-    the same however many devices there are. It is compiled once, for any number. Where examples are dicts, so are samples, and
-    `held` may be a dict of parts `[number, ...]` to hold clean while the others are drawn.
-
-    Args:
-      experiment: from `experiment`; its config's `sampler` group says how to walk.
-      keep_walk: return `(samples, walk)` instead, walk `[steps + 1, number, *event]`.
-      devices: to draw on; all of this process by default.
-    """
-    if experiment.mixture is not None:
-        return _mixed_sampler(experiment, keep_walk, devices)
-    config, schedule, event = experiment.config.sampler, experiment.schedule, experiment.dataset.event
-    kind = PREDICTIONS[experiment.config.prediction]
-    solver, times = _steps(config, schedule)
-    process = gaussian.process(schedule)
-    track = (lambda x0_hat, xt, t: xt) if keep_walk else None
-
-    def one_device(params, keys, label):
-        def predict(xt, t, label):
-            more = {"label": label} if experiment.config.conditional else {}
-            return experiment.apply(params, xt, t, **more)
-
-        guided = guidance.classifier_free(predict, label, -1, config.guidance)
-
-        def x0_hat(xt, t):
-            guess = predictions.to_x0(guided(xt, t), xt, t, kind=kind, schedule=schedule)
-            return jnp.clip(guess, -config.clip, config.clip) if config.clip else guess
-
-        first, rest = numerics.split(keys)
-        xt = process.prior(first, jax.ShapeDtypeStruct((len(keys), *event), jnp.float32))
-        if solver is None:
-            end = samplers.bridge.sample(
-                rest, lambda key, xt, t: x0_hat(xt, t), xt, times, process=process, track=track
-            )
-        else:
-            end = samplers.gaussian.sample(rest, x0_hat, xt, times, schedule=schedule, solver=solver, track=track)
-        return (end[0], jnp.concatenate([end[1], end[0][None]])) if keep_walk else end
-
-    run = spread(one_device, config.chunk, keep_walk, devices)
-
-    def draw(params, number, *, seed, label=None):
-        label = np.full(number, -1) if label is None else np.broadcast_to(label, (number,))
-        return run(params, number, seed, label.astype(np.int32))
-
-    return draw
-
-
-def _mixed_sampler(experiment: Experiment, keep_walk: bool, devices: Sequence[Any] | None) -> Callable[..., Any]:
-    """`sampler` for examples that are dicts: the bridge of their joint process, parts that are held at time 0."""
-    parts, config = experiment.mixture, experiment.config.sampler
-    if config.name != "bridge":
-        raise UserError(
-            f"{experiment.dataset.name} is sampled by its bridge alone: config.sampler.name=bridge, got {config.name!r}"
-        )
-    _, times = _steps(config, experiment.schedule)
-    try:
-        walks = spaces.clocks(config.get("clocks", ""), parts.spaces, times)
-    except ValueError as error:
-        raise UserError(f"config.sampler.clocks: {error}") from error
-    track = (lambda x0_hat, xt, t: xt) if keep_walk else None
-
-    @functools.cache
-    def program(names):
-        def one_device(params, keys, held):
-            process = spaces.holding(parts, names, len(keys))
-            like = {n: jnp.zeros((len(keys), *s.event), s.dtype) for n, s in parts.spaces.items()} | held
-            clocks = {n: jnp.zeros_like(times) if n in names else each for n, each in walks.items()}
-            first, rest = numerics.split(keys)
-            end = samplers.bridge.sample(
-                rest,
-                functools.partial(parts.guess, params),
-                process.prior(first, like),
-                clocks,
-                process=process,
-                track=track,
-            )
-            if not keep_walk:
-                return end
-            return end[0], jax.tree.map(lambda walk, last: jnp.concatenate([walk, last[None]]), end[1], end[0])
-
-        return spread(one_device, config.chunk, keep_walk, devices)
-
-    def draw(params, number, *, seed, label=None, held=None):
-        held = held or {}
-        return program(tuple(sorted(held)))(params, number, seed, held)
-
-    return draw

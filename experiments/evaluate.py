@@ -2,8 +2,8 @@
 
     python -m experiments.evaluate --workdir runs/digits
 
-Each figure stands beside its floor (real data against real data, sets of the same size) and baselines (simple models of the
-data); `evaluation.npz` keeps the samples and the held-out data, so that any figure can be computed again.
+Each figure stands beside its floor (real data against real data, sets of the same size; a likelihood's is that of training data) and
+baselines (simple models of the data); `evaluation.npz` keeps the samples and the held-out data, so that any figure can be computed again.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import build, data, features, metrics, mixed, run, sample, screen
+from experiments import build, data, features, likelihoods, metrics, mixed, run, sample, screen, walks
 
 TITLES = {
     "energy_distance": "energy distance",
@@ -26,6 +26,8 @@ TITLES = {
     "class_imbalance": "class frequencies off by",
     "neighbour_ratio": "nearest training image",
     "exact_copies": "exact copies of them",
+    "bits_per_dim": "bits per dimension, bound",
+    "nats": "-log density in nats",
 }
 
 
@@ -34,7 +36,7 @@ def report(experiment: build.Experiment, draw: Callable[..., Any], params: Any, 
 
     Args:
       experiment: what was trained.
-      draw: from `build.sampler`.
+      draw: from `walks.sampler`.
       params: to draw with.
       workdir: where the files go.
       **settings: `num`, `seed`, `step`, for the record.
@@ -50,12 +52,18 @@ def report(experiment: build.Experiment, draw: Callable[..., Any], params: Any, 
     samples = draw(params, number, seed=seed, label=label)
     held = {name: value[:number] for name, value in dataset.test.items()}
     rows, facts = measure(dataset, samples, held, workdir, config.evaluate.splits)
+    likely, terms = likelihoods.rows(experiment, params, held["x0"], seed)
+    rows, facts = rows | likely, facts | {"likelihood": terms}
 
     np.savez(workdir / "evaluation.npz", samples=samples, data=held["x0"])
     result = {"metrics": rows, "data": dataset.name, **settings, **facts}
     _write(result, workdir)
     sets = f"{number} samples of step {settings['step']} against {len(held['x0'])} held-out examples of {dataset.name}"
-    more = f"; the classifier is right on {facts['classifier_accuracy']:.1%} of them" if facts else ""
+    more = (
+        f"; the classifier is right on {facts['classifier_accuracy']:.1%} of them"
+        if "classifier_accuracy" in facts
+        else ""
+    )
     screen.report(rows, TITLES, f"{sets}{more}")
     return result
 
@@ -152,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     more = {} if args.hold is None else {"hold": args.hold.split(",")}
     more |= {} if args.clocks is None else {"clocks": args.clocks}
     number = args.num or experiment.config.evaluate.num
-    report(experiment, build.sampler(experiment), params, args.workdir, num=number, seed=args.seed, step=step, **more)
+    report(experiment, walks.sampler(experiment), params, args.workdir, num=number, seed=args.seed, step=step, **more)
     screen.say(f"written: {args.workdir}/report.json, {args.workdir}/evaluation.npz")
 
 

@@ -1,6 +1,6 @@
 """Draws samples from a trained run.
 
-    python -m experiments.sample --workdir runs/digits --num 64 --steps 50 --solver ddim
+    python -m experiments.sample --workdir runs/digits --num 64 --steps 12 --solver dpmpp3 --guidance 2
 
 Where an example has several parts, `--hold` takes some from held-out examples and draws the others given them, and `--clocks` gives
 parts pieces of the walk of their own:
@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from diffjax import training
-from experiments import UserError, build, checkpoints, configs, data, mixed, plots, run, screen
+from experiments import UserError, build, checkpoints, configs, data, mixed, plots, run, screen, walks
 
 
 def arguments(program: str, description: str) -> configs.Parser:
@@ -31,8 +31,9 @@ def arguments(program: str, description: str) -> configs.Parser:
     parser.add_argument("--num", type=_positive, metavar="N", help="number of samples")
     parser.add_argument("--seed", type=int, default=0, metavar="K")
     parser.add_argument("--steps", type=_positive, metavar="S", help="of the sampler")
-    parser.add_argument("--solver", metavar="NAME", help=", ".join(build.SOLVERS))
+    parser.add_argument("--solver", metavar="NAME", help=", ".join(walks.SOLVERS))
     parser.add_argument("--eta", type=float, metavar="E", help="of ddim: 0 deterministic, 1 ancestral")
+    parser.add_argument("--spacing", metavar="NAME", help=f"of the times: {', '.join(walks.SPACINGS)}")
     parser.add_argument("--guidance", type=float, metavar="W", help="classifier-free weight; 0 = none")
     parser.add_argument("--clocks", metavar="TEXT", help="when in the walk each part moves, as elements=0:.5")
     parser.add_argument("--hold", metavar="PARTS", help="parts that stay at values of held-out examples")
@@ -54,6 +55,7 @@ def load(args: argparse.Namespace) -> tuple[build.Experiment, int, Any]:
     changes = {
         "steps": args.steps,
         "name": args.solver,
+        "spacing": args.spacing,
         "eta": args.eta,
         "guidance": args.guidance,
         "clocks": args.clocks,
@@ -90,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--label {args.label} is not a class of this run; its classes are {classes}")
 
     more = {} if args.hold is None else {"held": mixed.held(dataset.parts, args.hold.split(","), number)}
-    samples = build.sampler(experiment)(params, number, seed=args.seed, label=label, **more)
+    samples = walks.sampler(experiment)(params, number, seed=args.seed, label=label, **more)
     folder = args.workdir / "samples"
     folder.mkdir(exist_ok=True)
     if dataset.parts is not None:

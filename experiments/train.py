@@ -28,7 +28,7 @@ from PIL import Image
 from tensorboardX import SummaryWriter
 
 from diffjax import training
-from experiments import UserError, build, checkpoints, configs, data, evaluate, plots, run, screen
+from experiments import UserError, build, checkpoints, configs, data, evaluate, plots, run, screen, walks
 
 # A run may go on with more steps, and where neither numbers nor data change: on other devices, with the data elsewhere.
 _FREE = ("steps:", "layout:", "data.dir:")
@@ -220,7 +220,7 @@ class Board:
         self.lines = workdir / "metrics.jsonl"
         _keep_until(self.lines, start)
         self.events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1 if start else None)
-        self.draw = build.sampler(experiment)
+        self.draw = walks.sampler(experiment)
         # Every picture starts from the same noise, so that one sees the model change and nothing else.
         self.reference, self.mixed = None, experiment.dataset.parts
         if len(experiment.dataset.event) == 1:
@@ -266,7 +266,7 @@ class Board:
             return
         number, label = self._wanted()
         folder = self.workdir / "samples"
-        samples, walk = build.sampler(self.experiment, keep_walk=True)(params, number, seed=1, label=label)
+        samples, walk = walks.sampler(self.experiment, keep_walk=True)(params, number, seed=1, label=label)
         self._drawn(samples).save(folder / "final.png")
         if self.mixed is not None:
             plots.mixed_walk(walk, folder / "walk.gif", self._drawn)

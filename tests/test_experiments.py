@@ -16,7 +16,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 import experiments
-from experiments import UserError, build, checkpoints, configs, data, evaluate, plots, prepare, sample, train
+from experiments import UserError, build, checkpoints, configs, data, evaluate, plots, prepare, sample, train, walks
 
 SMALL = [
     "--config.network.features=(16,)",
@@ -258,12 +258,12 @@ def test_samples_do_not_depend_on_the_number_of_devices_or_of_samples(solver):
     flags = [*SMALL, f"--config.sampler.name={solver}", "--config.sampler.chunk=4"]
     small = build.experiment(configs.override(configs.load("spiral"), flags))
     params = small.init(jax.random.key(0))
-    draw = build.sampler(small)
-    one, all_eight = (d(params, 50, seed=3) for d in (build.sampler(small, devices=jax.devices()[:1]), draw))
+    draw = walks.sampler(small)
+    one, all_eight = (d(params, 50, seed=3) for d in (walks.sampler(small, devices=jax.devices()[:1]), draw))
     np.testing.assert_array_equal(one, all_eight)
     np.testing.assert_array_equal(draw(params, 7, seed=3), one[:7])
     assert not (one == draw(params, 50, seed=4)).any()
-    ends, walk = build.sampler(small, keep_walk=True)(params, 7, seed=3)
+    ends, walk = walks.sampler(small, keep_walk=True)(params, 7, seed=3)
     np.testing.assert_allclose(ends, one[:7], atol=1e-6)
     np.testing.assert_array_equal(walk[-1], ends)
     assert walk.shape == (6, 7, 2)
@@ -328,7 +328,7 @@ def test_a_run_holds_what_it_promises_and_refuses_another_config(capsys, tmp_pat
         assert kept["samples"].shape == (20, 2)
     assert "guidance needs" in fails(capsys, sample.main, "--workdir", tmp_path, "--guidance", "1.0")
     assert "not a class" in fails(capsys, sample.main, "--workdir", tmp_path, "--label", "1")
-    assert "choose among ancestral" in fails(capsys, sample.main, "--workdir", tmp_path, "--solver", "euler")
+    assert "choose among ancestral" in fails(capsys, sample.main, "--workdir", tmp_path, "--solver", "rk45")
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(capsys, tmp_path):
@@ -399,7 +399,9 @@ def test_killed_and_stopped_a_run_ends_on_the_same_bits(tmp_path):
     asked = time.monotonic()
     code, said = ending(cut)
     assert code == 0, said
-    assert time.monotonic() - asked < 15  # .7 s on a quiet machine, promised within 5; tests may share theirs with others
+    assert (
+        time.monotonic() - asked < 15
+    )  # .7 s on a quiet machine, promised within 5; tests may share theirs with others
     assert "stopped and saved at step" in said
     assert "going on from step" in said
     code, said = ending(program(tmp_path / "cut", *LONGER))

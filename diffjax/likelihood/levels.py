@@ -19,7 +19,7 @@ from diffjax.numerics import expand_right
 from diffjax.schedules import Schedule
 
 
-def posterior(logits: ArrayLike, xt: Array, t: ArrayLike, *, levels: Array, schedule: Schedule) -> Array:
+def posterior(logits: ArrayLike, xt: Array, t: ArrayLike, *, levels: ArrayLike, schedule: Schedule) -> Array:
     """The log-probabilities of each entry's level given its noisy value, `log p(x_0 = v | x_t)`, `[*batch, *event, K]`.
 
         p(v | x_t) ~ exp(logits_v) N(x_t; alpha v, sigma^2)
@@ -50,7 +50,7 @@ def posterior(logits: ArrayLike, xt: Array, t: ArrayLike, *, levels: Array, sche
     return jax.nn.log_softmax(extra - 0.5 * distance**2)
 
 
-def log_prob(log_probs: Array, x0: Array, *, levels: Array) -> Array:
+def log_prob(log_probs: Array, x0: Array, *, levels: ArrayLike) -> Array:
     """What `[*batch, *event, K]` log-probabilities say of the levels that data take, summed over the event: `[batch]`.
 
     Args:
@@ -70,7 +70,7 @@ def log_prob(log_probs: Array, x0: Array, *, levels: Array) -> Array:
 
 
 def decoder(
-    levels: Array, *, schedule: Schedule, t: ArrayLike, log_prior: ArrayLike = 0.0
+    levels: ArrayLike, *, schedule: Schedule, t: ArrayLike, log_prior: ArrayLike = 0.0
 ) -> Callable[[Array, Array], Array]:
     """The decoder `p(x_0 = v | z_0) ~ N(z_0; alpha v, sigma^2) p(v)` on levels v, each entry alone: a function `(x0, z0) -> [*batch]`.
 

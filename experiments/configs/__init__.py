@@ -82,6 +82,13 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
+def pick(menu: dict[str, Any], name: str, field: str) -> Any:
+    """The entry of a menu; a `UserError` that lists them when there is none of that name."""
+    if name not in menu:
+        raise UserError(f"config.{field} has no choice {name!r}{suggest(name, menu)}; choose among {', '.join(menu)}")
+    return menu[name]
+
+
 # ---------------------------------------------------------------------------------------------------------- flags
 
 

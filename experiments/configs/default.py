@@ -46,13 +46,15 @@ def config() -> ConfigDict:
     c.mixture.held = 0.25  # share with one part clean, for generating the others given it
 
     c.sampler = ConfigDict()
-    c.sampler.name = "ancestral"  # ancestral | ddim | bridge
-    c.sampler.eta = 0.0  # ddim only: 0 deterministic, 1 ancestral
+    c.sampler.name = "ancestral"  # ancestral | ddim | dpmpp3 | unipc3 | ... | bridge; `sample --help` lists them
+    c.sampler.eta = 0.0  # ddim and dpmpp_2s: 0 deterministic, 1 as much fresh noise as ancestral steps
+    c.sampler.churn = 0.0  # heun only: EDM's S_churn
     c.sampler.steps = 100
-    c.sampler.spacing = "uniform"  # uniform | quadratic | karras | logsnr
+    c.sampler.spacing = "uniform"  # uniform | quadratic | karras | logsnr | trailing
     c.sampler.start = 1.0  # first and last time
     c.sampler.stop = 0.0
     c.sampler.guidance = 0.0  # classifier-free, only where conditional
+    c.sampler.denoise = False  # end with the estimate of x_0, where the schedule keeps some noise to its end
     c.sampler.clip = 0.0  # the estimate of x_0 is held within +- this; 0 = free
     c.sampler.clocks = ""  # of parts: when in the walk each moves, "elements=0:.5, lattice=.5:1"; "" = together
     c.sampler.chunk = 512  # examples on a device at once
