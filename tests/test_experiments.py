@@ -237,6 +237,13 @@ def test_a_tfds_set_is_prepared_and_read_without_tensorflow(tmp_path):
 # -------------------------------------------------------------------------------------------------------------- drawing
 
 
+def test_a_config_older_than_a_field_is_read_with_its_default(tmp_path):
+    old = configs.load("digits").to_dict()
+    del old["sampler"]["denoise"], old["mixture"]
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    assert configs.load(str(tmp_path / "config.json")).to_dict() == configs.load("digits").to_dict()
+
+
 def test_pictures_show_what_they_are_given(tmp_path):
     black_and_white = np.stack([np.full((2, 2, 1), -1.0), np.full((2, 2, 1), 1.0)])
     sheet = np.asarray(plots.grid(black_and_white, columns=2, gap=0))

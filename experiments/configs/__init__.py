@@ -62,11 +62,17 @@ def listing() -> str:
 
 
 def read(path: Path) -> ConfigDict:
-    """The config stored in a JSON file; lists come back as tuples."""
+    """The config stored in a JSON file; lists come back as tuples, and fields that are newer than the file have their default."""
     try:
-        return ConfigDict(_tuples(json.loads(path.read_text())))
+        stored = ConfigDict(_tuples(json.loads(path.read_text())))
     except ValueError as error:
         raise UserError(f"{path} is no readable config: {error}") from error
+    for name, value in load("default").items():
+        if name not in stored:
+            stored[name] = value
+        elif isinstance(value, ConfigDict) and name not in ("schedule", "network"):  # whose fields are a function's own
+            stored[name] = ConfigDict({**value, **stored[name]})
+    return stored
 
 
 def write(config: ConfigDict, path: Path) -> None:
