@@ -1,6 +1,7 @@
 """Digits as what they are, pixels of 17 levels: the network tells levels apart, and its likelihood is bounded in bits per pixel.
 
-Seconds on two CPU cores. `--config.schedule.name=learned` trains the log-SNR between its ends, too, for a loss of less variance.
+Minutes on two CPU cores. A perceptron (`--config.network.name=mlp` in a file of your own) does it in seconds, with .25 bits more.
+A learned schedule (`schedule.name = "learned"`, with the same `low` and `high`) bends the log-SNR between its ends for a loss of less variance.
 """
 
 from experiments.configs import default
@@ -8,10 +9,9 @@ from experiments.configs import default
 
 def config():
     c = default.config()
-    c.steps = 1_000
+    c.steps = 2_000
     c.batch_size = 128
-    c.learning_rate = 2e-3
-    c.ema_decay = 0.99
+    c.learning_rate = 1e-3
     c.log_every = 50
     c.sample_every = 500
     c.checkpoint_every = 500
@@ -21,9 +21,16 @@ def config():
     c.schedule.high = 6.0
     c.prediction = "levels"
     c.weighting = "likelihood"
-    c.network.features = (512, 512)
+    c.conditional = True
+    c.network.name = "unet"
+    c.network.channels = 32
+    c.network.multipliers = (1, 2)
+    c.network.blocks = 1
+    c.network.attention_levels = (1,)
+    c.network.dropout = 0.1
     c.sampler.name = "ddim"
     c.sampler.steps = 50
     c.sampler.denoise = True
+    c.sampler.chunk = 64
     c.evaluate.num = 500
     return c
