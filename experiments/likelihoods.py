@@ -85,7 +85,7 @@ def _bound(experiment: build.Experiment, params: object, held: np.ndarray, seed:
     rows = {
         "bits_per_dim": metrics.row(
             float(terms[-1].mean()), [float(half.mean()) for half in np.array_split(seen[-1], 5)],
-            {"independent pixels": independent_pixels(train, held, values)},
+            {"marginals": independent_pixels(train, held, values)},
         )
     }  # fmt: skip
     names = ("reconstruction", "diffusion", "prior")

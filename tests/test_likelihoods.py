@@ -36,7 +36,7 @@ def test_independent_pixels_have_the_bits_of_their_histograms(monkeypatch):
     rows, facts = likelihoods.rows(experiment, (), digits.test["x0"][:300])
     row = rows["bits_per_dim"]
     truth = likelihoods.independent_pixels(seen, digits.test["x0"][:300], values)
-    assert row["baselines"]["independent pixels"] == truth
+    assert row["baselines"]["marginals"] == truth
     assert truth == pytest.approx(2.42, abs=0.03)  # 2.425 on all 500
     assert row["value"] == pytest.approx(truth, abs=0.02)  # 100 times an example: s.e. .004
     parts = facts["bits_per_dim"]
