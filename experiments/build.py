@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from diffjax import losses, networks, numerics, schedules, training
 from diffjax.likelihood import learned_schedule, levels
 from diffjax.processes import predictions
-from experiments import UserError, data, spaces, walks
+from experiments import UserError, data, mixtures, walks
 from experiments.configs import pick
 
 SCHEDULES = {
@@ -139,7 +139,7 @@ class Experiment:
     loss_fn: Callable[..., jax.Array]
     optimizer: optax.GradientTransformation
     rate: Callable[[Any], Any]
-    mixture: spaces.Mixture | None = None
+    mixture: mixtures.Mixture | None = None
 
 
 def experiment(config: ConfigDict) -> Experiment:
@@ -159,7 +159,7 @@ def experiment(config: ConfigDict) -> Experiment:
     known = {"config": config, "dataset": dataset, "optimizer": optimizer, "rate": rate}
     if dataset.parts is not None:
         settings = {name: config.mixture[name] for name in ("components", "own_times", "held")}
-        parts = spaces.mixture(dataset.parts.spaces, lambda outputs: network.clone(outputs=outputs), **settings)
+        parts = mixtures.mixture(dataset.parts.spaces, lambda outputs: network.clone(outputs=outputs), **settings)
         loss_fn = functools.partial(parts.loss, count=config.batch_size)
         return Experiment(model=None, init=jax.jit(parts.init), loss_fn=loss_fn, mixture=parts, **known)
     if config.conditional:

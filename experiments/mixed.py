@@ -88,11 +88,12 @@ def measure(data: Mixed, samples: Tree, *, splits: int = 5, most: int = 2_000) -
     The floor of a distance to held-out examples is that of training examples to them; of one to training examples, that of two sets
     of these. The floor of a figure is that of as many held-out examples, half of them at most.
     """
-    number = min(size(samples), size(data.test), size(data.train) // 2, most)
+    number, half = min(size(samples), size(data.train), most), min(size(samples), size(data.train) // 2, most)
     rng = np.random.default_rng(0)
-    some = lambda x: rows(x, rng.permutation(size(x))[:number])
-    pairs = [[some(data.train), some(data.test)] for _ in range(splits)]
-    alone, drawn = independent(data.train, number), some(samples)
+    some = lambda x, n: rows(x, rng.permutation(size(x))[:n])
+    # Sets need not be of one size, since the distance is estimated without bias.
+    pairs = [[some(data.train, number), some(data.test, most)] for _ in range(splits)]
+    alone, drawn = independent(data.train, number), some(samples, most)
 
     def distance(title: str, names: Sequence[str], pairs: list) -> dict[str, dict]:
         see = lambda x: embed({n: x[n] for n in names}, data.spaces)
@@ -103,16 +104,13 @@ def measure(data: Mixed, samples: Tree, *, splits: int = 5, most: int = 2_000) -
     names = list(data.spaces)
     report = distance("energy_distance", names, pairs)
     orders = [rng.permutation(size(data.train)) for _ in range(splits)]
-    twice = [[rows(data.train, order[part]) for part in (np.s_[:number], np.s_[-number:])] for order in orders]
+    twice = [[rows(data.train, order[part]) for part in (np.s_[:half], np.s_[-half:])] for order in orders]
     report |= distance("energy_distance_train", names, twice)
     for name in names if len(names) > 1 else ():
         report |= distance(f"energy_distance_{name}", [name], pairs)
-    some_of = min(size(samples), size(data.test) // 2)
-    halves = [rng.permutation(size(data.test))[:some_of] for _ in range(splits)]
-    truth, simple = (
-        [data.figures(rows(data.test, half)) for half in halves],
-        data.figures(independent(data.train, number)),
-    )
+    few = min(size(samples), size(data.test) // 2)
+    truth = [data.figures(rows(data.test, rng.permutation(size(data.test))[:few])) for _ in range(splits)]
+    simple = data.figures(independent(data.train, number))
     for name, value in data.figures(samples).items():
         report[name] = metrics.row(value, [t[name] for t in truth], {"marginals": simple[name]})
     return report

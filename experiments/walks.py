@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from diffjax import guidance, numerics, samplers, schedules
 from diffjax.processes import gaussian, predictions
-from experiments import UserError, spaces
+from experiments import UserError, mixtures
 from experiments.configs import pick
 from experiments.devices import spread
 
@@ -127,7 +127,7 @@ def _mixed_sampler(experiment: build.Experiment, keep_walk: bool, devices: Seque
         )
     _, times = steps(config, schedules.cosine())  # the schedule of its numbers
     try:
-        walks = spaces.clocks(config.get("clocks", ""), parts.spaces, times)
+        walks = mixtures.clocks(config.get("clocks", ""), parts.spaces, times)
     except ValueError as error:
         raise UserError(f"config.sampler.clocks: {error}") from error
     track = (lambda x0_hat, xt, t: xt) if keep_walk else None
@@ -135,7 +135,7 @@ def _mixed_sampler(experiment: build.Experiment, keep_walk: bool, devices: Seque
     @functools.cache
     def program(names):
         def one_device(params, keys, held):
-            process = spaces.holding(parts, names, len(keys))
+            process = mixtures.holding(parts, names, len(keys))
             like = {n: jnp.zeros((len(keys), *s.event), s.dtype) for n, s in parts.spaces.items()} | held
             clocks = {n: jnp.zeros_like(times) if n in names else each for n, each in walks.items()}
             first, rest = numerics.split(keys)

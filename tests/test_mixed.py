@@ -9,7 +9,20 @@ import pytest
 
 import experiments
 from diffjax import networks, samplers, schedules
-from experiments import UserError, build, configs, crystals, data, evaluate, mixed, sample, spaces, train, walks
+from experiments import (
+    UserError,
+    build,
+    configs,
+    crystals,
+    data,
+    evaluate,
+    mixed,
+    mixtures,
+    sample,
+    spaces,
+    train,
+    walks,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -23,62 +36,92 @@ def network(outputs):
     return networks.MLP(features=(16, 16), outputs=outputs)
 
 
-@pytest.mark.parametrize("t", [0.02, 0.4, 1.0])
-def test_densities_of_a_guess_integrate_to_one(t):
-    raw = jax.random.normal(jax.random.key(0), (1, 1, 6))
-    time = jnp.array([t])
-    line = spaces.vector(1)
-    x = jnp.linspace(-60.0, 60.0, 400_001)
-    p = jax.vmap(lambda v: line.log_density(raw[..., :2], jnp.array([[0.3]]), time, v[None, None])[0, 0])(x)
-    np.testing.assert_allclose(np.sum(np.exp(np.asarray(p, np.float64))) * 120 / 400_000, 1, rtol=1e-3)
-    circle = spaces.angles(1)
-    x = jnp.linspace(-jnp.pi, jnp.pi, 100_001)[:-1]
-    p = jax.vmap(lambda v: circle.log_density(raw[..., :3], jnp.array([[0.3]]), time, v[None, None])[0, 0])(x)
-    np.testing.assert_allclose(np.sum(np.exp(np.asarray(p, np.float64))) * 2 * np.pi / 100_000, 1, rtol=1e-3)
-    words = spaces.symbols(1, 6)
-    for seen in (6, 2):  # masked, and there
-        p = [words.log_density(raw, jnp.array([[seen]]), time, jnp.array([[k]]))[0, 0] for k in range(6)]
-        np.testing.assert_allclose(np.exp(p).sum(), 1, rtol=1e-5)
-    assert np.exp(p)[2] > 1 - 1e-6  # a symbol that is there is known
-
-
-def test_rotations_have_a_density_of_mass_one():
-    from diffjax.processes import so3
-
-    space = spaces.rotations(1)
-    raw = jax.random.normal(jax.random.key(0), (1, 1, 7))
-    xt = so3.exp(jnp.array([[[0.3, -0.2, 0.5]]]))
-    n = 200_000
-    q = space.process.prior(jax.random.key(1), jax.ShapeDtypeStruct((n, 1, 4), jnp.float32))  # uniform: mean density 1
-    p = jnp.exp(jax.vmap(lambda v: space.log_density(raw, xt, jnp.array([0.8]), v[None])[0, 0])(q))
-    assert abs(float(p.mean()) - 1) < 5 * float(p.std()) / np.sqrt(n)  # by chance once in 2 million
+def law(space, raw, xt):
+    """Density of one part at points `[n, *event]` and time t, and draws of it, compiled once for all times."""
+    density = lambda x, t: jax.vmap(lambda v: space.log_density(raw[:, None], xt, t[None], v[None])[0, 0])(x)
+    many = lambda value, n: jnp.broadcast_to(value, (n, *value.shape[1:]))
+    draw = lambda key, n, t: space.draw(key, many(raw, n), many(xt, n), jnp.full(n, t))
+    return jax.jit(density), jax.jit(draw, static_argnums=1)
 
 
 @pytest.mark.parametrize(
-    "space", [spaces.vector(2), spaces.angles(2), spaces.rotations(1)], ids=["vector", "angles", "rotations"]
+    ("space", "reach"), [(spaces.vector(1), 12.0), (spaces.angles(1), np.pi)], ids=["vector", "angles"]
 )
-def test_draws_follow_the_density(space):
-    # E[-log p] under its own draws is the entropy of the kernel: compare with draws of the same kernel's mean log density computed
-    # on an independent half; and a draw scores better than a shifted one.
-    raw = jax.random.normal(jax.random.key(3), (1, space.outputs))
-    n = 4_000
-    xt = space.process.prior(jax.random.key(4), jax.ShapeDtypeStruct((1, *space.event), jnp.float32))
-    rows = jnp.broadcast_to(raw, (n, space.outputs))
-    many, t = jnp.broadcast_to(xt, (n, *space.event)), jnp.full(n, 0.3)
-    x0 = space.draw(jax.random.key(5), rows, many, t)
-    score = space.log_density(rows[:, None], many, t, x0)[:, 0]
-    other = space.log_density(rows[:, None] + 1.5, many, t, x0)[:, 0]
-    assert score.mean() > other.mean()
-    assert np.isfinite(score).all()
+def test_draws_follow_densities_of_mass_one(space, reach):
+    density, draw = law(space, jax.random.normal(jax.random.key(0), (1, space.outputs)), jnp.array([[0.3]]))
+    edges = np.linspace(-reach, reach, 200_001)
+    for t in (0.02, 0.4, 1.0):
+        middles = jnp.asarray((edges[1:] + edges[:-1]) / 2, jnp.float32)[:, None]
+        mass = np.exp(np.asarray(density(middles, jnp.float32(t)), np.float64)) * (edges[1] - edges[0])
+        np.testing.assert_allclose(mass.sum(), 1, rtol=1e-3)
+        x = np.sort(np.asarray(draw(jax.random.key(1), 20_000, t)[:, 0], np.float64))
+        below = np.interp(x, edges, np.concatenate([[0], np.cumsum(mass)]))
+        assert np.abs(below - (np.arange(20_000) + 0.5) / 20_000).max() < 0.02  # by chance once in 4 million
+
+
+def test_a_symbol_that_is_there_is_known():
+    words = spaces.symbols(1, 6)
+    raw = jax.random.normal(jax.random.key(0), (1, 1, 6))
+    for seen in (6, 2):  # masked, and there
+        p = [words.log_density(raw, jnp.array([[seen]]), jnp.array([0.4]), jnp.array([[k]]))[0, 0] for k in range(6)]
+        np.testing.assert_allclose(np.exp(p).sum(), 1, rtol=1e-5)
+    assert np.exp(p)[2] > 1 - 1e-6
+
+
+@pytest.mark.slow
+def test_rotations_are_drawn_from_a_density_of_mass_one():
+    from diffjax.processes import so3
+
+    space, n = spaces.rotations(1), 100_000
+    xt = so3.exp(jnp.array([[[0.3, -0.2, 0.5]]]))
+    density, draw = law(space, jax.random.normal(jax.random.key(0), (1, 7)), xt)
+    t = jnp.float32(0.8)
+    uniform = space.process.prior(jax.random.key(1), jax.ShapeDtypeStruct((n, 1, 4), jnp.float32))  # of mean density 1
+    log_p, drawn = density(uniform, t), density(draw(jax.random.key(2), n, t), t)
+    p = jnp.exp(log_p)
+    assert abs(float(p.mean()) - 1) < 5 * float(p.std()) / np.sqrt(n)  # by chance once in 2 million
+    # Entropy twice: an integral over all rotations, and the mean over draws.
+    gap = float((p * log_p).mean() - drawn.mean())
+    assert abs(gap) < 5 * np.hypot((p * log_p).std(), drawn.std()) / np.sqrt(n)
+
+
+def test_a_normal_component_is_the_exact_posterior():
+    # Two numbers, joint normal with x_t: the conditional law by Schur's complement, in float64.
+    space, t = spaces.vector(2), 0.35
+    alpha, sigma = (float(v) for v in schedules.cosine()(t))
+    mean, scale, below = np.array([0.4, -0.7]), np.array([1.2, 0.3]), -0.9
+    root = np.array([[1, 0], [below, 1]]) * np.exp(scale)
+    prior = np.linalg.inv(root @ root.T)
+    xt, x0 = np.array([0.5, 0.1]), np.array([0.6, -0.4])
+    both = alpha**2 * prior + sigma**2 * np.eye(2)
+    gain = alpha * prior @ np.linalg.inv(both)
+    center, cov = mean + gain @ (xt - alpha * mean), prior - alpha * gain @ prior
+    away = x0 - center
+    expected = -0.5 * away @ np.linalg.inv(cov) @ away - 0.5 * np.log(np.linalg.det(cov)) - np.log(2 * np.pi)
+    raw = jnp.asarray([[[*mean, *scale, below]]], jnp.float32)
+    see = lambda v: jnp.asarray(v, jnp.float32)[None]
+    ours = float(space.log_density(raw, see(xt), jnp.array([t]), see(x0))[0, 0])
+    assert abs(ours - expected) < 0.02  # the floor of the width, a thousandth, is felt a little
+
+
+def test_directions_add_like_precisions_where_noise_is_small():
+    # Between a prior of deviation .1 about .2 and x_t = 0 with noise .1: mean .1, deviation .1 / sqrt 2.
+    space = spaces.angles(1)
+    t = jnp.log(0.1 / 0.002) / jnp.log(4.0 / 0.002)
+    raw = jnp.array([[np.cos(0.2), np.sin(0.2), np.log(100.0)]], jnp.float32)
+    _, draw = law(space, raw, jnp.zeros((1, 1)))
+    x = np.asarray(draw(jax.random.key(0), 20_000, t), np.float64)
+    assert abs(x.mean() - 0.1) < 0.004
+    assert abs(x.std() / (0.1 / np.sqrt(2)) - 1) < 0.04
 
 
 def test_parts_held_clean_stay_and_a_guess_keeps_what_is_known():
     parts = {"a": spaces.vector(2), "s": spaces.symbols(2, 5)}
-    model = spaces.mixture(parts, network, components=3)
+    model = mixtures.mixture(parts, network, components=3)
     params = model.init(jax.random.key(0))
     n = 16
     x0 = {"a": jnp.ones((n, 2)), "s": jnp.full((n, 2), 3)}
-    process = spaces.holding(model, ["s"], n)
+    process = mixtures.holding(model, ["s"], n)
     x1 = process.prior(jax.random.key(1), x0)
     grid = schedules.times(4)
     clocks = {"a": grid, "s": jnp.zeros_like(grid)}
@@ -93,7 +136,7 @@ def test_parts_held_clean_stay_and_a_guess_keeps_what_is_known():
 def test_loss_has_finite_gradients_for_every_space(turns):
     parts = {"a": spaces.vector(2), "b": spaces.angles(3), "d": spaces.symbols(2, 5)}
     parts |= {"c": spaces.rotations(1)} if turns else {}
-    model = spaces.mixture(parts, network, components=3, own_times=0.3, held=0.3)
+    model = mixtures.mixture(parts, network, components=3, own_times=0.3, held=0.3)
     params = model.init(jax.random.key(0))
     n = 64
     like = {k: jax.ShapeDtypeStruct((n, *s.event), s.dtype) for k, s in parts.items()}
