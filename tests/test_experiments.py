@@ -1,5 +1,6 @@
 """The programs as a person meets them: one line for a mistake, a run that is a function of its config, a kill that costs nothing."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -10,12 +11,16 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+from ml_collections import ConfigDict
 from PIL import Image
 
 import experiments
+from diffjax import schedules
+from diffjax.processes import predictions
 from experiments import UserError, build, checkpoints, configs, data, evaluate, plots, prepare, sample, train, walks
 
 SMALL = [
@@ -274,6 +279,41 @@ def test_samples_do_not_depend_on_the_number_of_devices_or_of_samples(solver):
     np.testing.assert_allclose(ends, one[:7], atol=1e-6)
     np.testing.assert_array_equal(walk[-1], ends)
     assert walk.shape == (6, 7, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("solver", walks.SOLVERS)
+def test_every_solver_by_its_name(solver):
+    # Data at one point, known exactly: three steps lead there from any noise.
+    flags = [f"--config.sampler.name={solver}", "--config.sampler.steps=3", "--config.sampler.spacing=trailing"]
+    experiment = build.experiment(configs.override(configs.load("spiral"), [*flags, "--config.sampler.chunk=8"]))
+    schedule = schedules.vp_linear()
+    model = build.Model(schedule=schedule, predict=lambda xt, t: jnp.full_like(xt, 0.25), kind=predictions.x0)
+    end = walks.sampler(dataclasses.replace(experiment, model=lambda params: model))((), 8, seed=0)
+    np.testing.assert_allclose(end, 0.25, atol=1e-5)
+
+
+def test_a_learned_schedule_trains_beside_its_network():
+    flags = [
+        "--config.schedule.name=learned",
+        "--config.steps=3",
+        "--config.batch_size=8",
+        "--config.network.channels=8",
+    ]
+    config = configs.override(configs.load("digits_levels"), flags)
+    experiment = build.experiment(config)
+    params = experiment.init(jax.random.key(0))
+    batch = jax.tree.map(jnp.asarray, data.training_sample(experiment.dataset, 8))
+    loss = lambda params: experiment.loss_fn(params, jax.random.key(1), jnp.arange(8), batch).mean()
+    slopes = jax.jit(jax.grad(loss))(params)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(slopes))
+    assert max(np.abs(x).max() for x in jax.tree.leaves(slopes["schedule"])) > 0
+    # The ends stay where they are, so that the bound's own ends do; the curve between them moves.
+    moved = jax.tree.map(lambda p, g: p - 0.5 * jnp.sign(g), params, slopes)
+    t = jnp.linspace(0, 1, 5)
+    before, after = (schedules.logsnr(t, schedule=experiment.model(p).schedule) for p in (params, moved))
+    np.testing.assert_allclose(after[jnp.array([0, 4])], [6, -8], atol=1e-4)
+    assert np.abs(before - after)[1:4].max() > 1e-3
 
 
 # ----------------------------------------------------------------------------------------------------------------- runs
