@@ -130,6 +130,8 @@ def test_parts_held_clean_stay_and_a_guess_keeps_what_is_known():
     )
     np.testing.assert_array_equal(x["s"], 3)
     assert (np.asarray(x["a"]) != 1).any()
+    known = model.guess(params, jax.random.key(3), x0, {"a": jnp.array(0.0), "s": jnp.array(1.0)})
+    np.testing.assert_array_equal(known["a"], x0["a"])  # not a draw of a narrow law
 
 
 @pytest.mark.parametrize("turns", [0, pytest.param(1, marks=pytest.mark.slow)])  # heat kernels take long to compile
