@@ -294,13 +294,10 @@ def test_every_solver_by_its_name(solver):
 
 
 def test_a_learned_schedule_trains_beside_its_network():
-    flags = [
-        "--config.schedule.name=learned",
-        "--config.steps=3",
-        "--config.batch_size=8",
-        "--config.network.channels=8",
-    ]
-    config = configs.override(configs.load("digits_levels"), flags)
+    config = configs.override(
+        configs.load("digits_levels"), ["--config.schedule.name=learned", "--config.batch_size=8"]
+    )
+    config.network = ConfigDict({"name": "mlp", "features": (16,)})
     experiment = build.experiment(config)
     params = experiment.init(jax.random.key(0))
     batch = jax.tree.map(jnp.asarray, data.training_sample(experiment.dataset, 8))
