@@ -350,3 +350,22 @@ def test_bad_arguments_are_met_at_the_door():
             make(-0.1)
     with pytest.raises(ValueError, match="log-SNR"):
         gaussian.unipc(2, frame=frames.flow, bh1=True)
+
+
+def test_plms_is_its_papers_average_in_equal_steps():
+    # The averages of Liu et al. 2022, eq. 12, with DDIM's transfer; by a loop in float64.
+    schedule, times = schedules.vp_linear(), np.linspace(0.9, 0.1, 9)
+    predict = lambda x, t: np.tanh(x) * (1 - 0.5 * t)
+    averages = [[1], [3 / 2, -1 / 2], [23 / 12, -16 / 12, 5 / 12], [55 / 24, -59 / 24, 37 / 24, -9 / 24]]
+    with jax.enable_x64(True):
+        rates = [tuple(float(v) for v in schedule(jnp.float64(t))) for t in times]
+        x, seen = np.array([0.7, -1.3]), []
+        for (alpha_t, sigma_t), (alpha_s, sigma_s), t in zip(rates, rates[1:], times, strict=False):
+            seen.insert(0, (x - alpha_t * predict(x, t)) / sigma_t)
+            eps = sum(a * e for a, e in zip(averages[min(len(seen), 4) - 1], seen, strict=False))
+            x = alpha_s * (x - sigma_t * eps) / alpha_t + sigma_s * eps
+        end = gaussian.sample(
+            jax.random.key(0), lambda x, t: jnp.tanh(x) * (1 - 0.5 * t), jnp.array([0.7, -1.3]), jnp.asarray(times),
+            schedule=schedule, solver=gaussian.plms(),
+        )  # fmt: skip
+        np.testing.assert_allclose(end, x, rtol=1e-12)

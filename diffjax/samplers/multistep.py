@@ -57,7 +57,9 @@ def dpmpp(order: int = 2, *, sde: bool | float = False, corrected: bool = False,
     if not 0 <= sde <= 1:
         raise ValueError(f"expected sde in [0, 1] (0 the ODE, 1 the reverse SDE), got {sde=}")
     frame = frames.data_with_noise(float(sde))
-    return _multistep(frame, order, taper=taper, rule=_exact if corrected else _published, sde=sde)
+    return _multistep(
+        frame, order, taper=taper, rule=_exact if corrected else _published, mend_start=corrected and not sde, sde=sde
+    )
 
 
 def adams(order: int = 3, *, frame: Frame = frames.flow, taper: int = 0) -> Solver:
@@ -88,7 +90,7 @@ def adams(order: int = 3, *, frame: Frame = frames.flow, taper: int = 0) -> Solv
       ValueError: expected order 1, 2, 3 or 4, got order=0
     """
     _check_order(order, (1, 2, 3, 4))
-    return _multistep(frame, order, taper=taper)
+    return _multistep(frame, order, taper=taper, mend_start=True)
 
 
 def deis(order: int = 3, *, taper: int = 8) -> Solver:
@@ -111,13 +113,13 @@ def plms(order: int = 4) -> Solver:
     """The pseudo linear multistep method: DDIM's step with an average of the last `order` estimates of the noise.
 
     With equal steps and order 4 the average is (55 eps_0 - 59 eps_1 + 37 eps_2 - 9 eps_3) / 24; with unequal steps it is the mean over
-    [s, t] of the polynomial in t. The step is exact for no polynomial but a constant, so it is of order 2 whatever its name; the
-    first steps are of lower order, with one network call each.
+    [s, t] of the polynomial in t. The step is exact for no polynomial but a constant, so it is of order 2 whatever its name.
 
     Args:
       order: 1 (DDIM) to 4, the number of estimates.
 
-    Source: Liu et al. 2022, arXiv:2202.09778, eq. 12-13, and its warm-up left out.
+    Source: Liu et al. 2022, arXiv:2202.09778, eq. 12-13; the first steps by Adams-Bashforth averages of lower order, where the paper has
+      Runge-Kutta steps of four calls.
 
     Example:
       >>> len(plms().init(jnp.zeros(2)))
@@ -204,6 +206,7 @@ def _multistep(
     taper: int = 0,
     rule: Callable[..., list[Array]] = _exact,
     corrector: bool = False,
+    mend_start: bool = False,
     sde: bool | float = False,
 ) -> Solver:
     if order == 1 and not corrector and not sde:
@@ -227,7 +230,7 @@ def _multistep(
             better = frames.weights([h, zero, *past], [zero, *rule(moments, reach, used + 1, target)[1:]])
             gain = [a - b for a, b in zip(better, [zero, *e], strict=True)]
             e = [a + transfer * _behind(b) for a, b in zip([*e, zero], gain, strict=True)]
-        elif order > 2 and rule is _exact and not sde:
+        elif mend_start and order > 2:
             # DDIM's first step would cost the walk its order: once the second estimate is known, make it the trapezoid's.
             begins = jnp.isfinite(h[:1]) & (h[:1] != 0)
             trapezoid = jnp.where(begins, moments[1][:1], zero[:1]) / jnp.where(begins, h[:1], jnp.ones_like(h[:1]))
