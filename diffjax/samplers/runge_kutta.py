@@ -112,7 +112,7 @@ def adaptive(*, rtol: float = 1e-5, atol: float = 1e-5, max_steps: int = 4096) -
         import diffrax  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError(
-            "adaptive steps need diffrax (`pip install "diffjax[adaptive]"`); runge_kutta.fixed(DOPRI5) needs nothing"
+            "adaptive steps need diffrax: pip install 'diffjax[adaptive]'; runge_kutta.fixed(DOPRI5) needs nothing"
         ) from error
 
     def solve(field, y, times, flow, observe):
