@@ -244,6 +244,8 @@ def misfit(drawn, p):
     covariance = same * ((weight * law).T @ weight) - (weight * law).T @ (weight * law)
     values, vectors = np.linalg.eigh(covariance)
     sure = values > 200
+    if not sure.any():
+        return 1.0  # all is certain, and nothing is left to chance
     return stats.chi2(sure.sum()).sf(((vectors.T @ total)[sure] ** 2 / values[sure]).sum())
 
 
