@@ -15,6 +15,7 @@ import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -73,6 +74,12 @@ def independent(x: Tree, number: int, seed: int = 0) -> Tree:
     return drawn
 
 
+def noise(data: Mixed, number: int) -> Tree:
+    """A baseline: what a walk starts from, such as uniform angles and rotations."""
+    like = lambda space: jax.ShapeDtypeStruct((number, *space.event), space.dtype)
+    return {n: np.asarray(s.process.prior(jax.random.key(0), like(s))) for n, s in data.spaces.items()}
+
+
 def held(data: Mixed, names: Sequence[str], number: int) -> Tree:
     """These parts of `number` held-out examples, to draw the other parts given them."""
     if unknown := [name for name in names if name not in data.spaces]:
@@ -93,12 +100,13 @@ def measure(data: Mixed, samples: Tree, *, splits: int = 5, most: int = 2_000) -
     some = lambda x, n: rows(x, rng.permutation(size(x))[:n])
     # Sets need not be of one size, since the distance is estimated without bias.
     pairs = [[some(data.train, number), some(data.test, most)] for _ in range(splits)]
-    alone, drawn = independent(data.train, number), some(samples, most)
+    alone, drawn, start = independent(data.train, number), some(samples, most), noise(data, number)
 
     def distance(title: str, names: Sequence[str], pairs: list) -> dict[str, dict]:
         see = lambda x: embed({n: x[n] for n in names}, data.spaces)
         floor, target = [metrics.energy_distance(see(a), see(b)) for a, b in pairs], see(pairs[0][1])
-        figures = {"marginals": metrics.energy_distance(see(alone), target)}
+        simple = {"marginals": alone, "noise": start}
+        figures = {baseline: metrics.energy_distance(see(x), target) for baseline, x in simple.items()}
         return {title: metrics.row(metrics.energy_distance(see(drawn), target), floor, figures)}
 
     names = list(data.spaces)

@@ -294,10 +294,7 @@ def test_toys_say_what_they_claim():
 def test_pictures_are_drawn_of_samples_on_their_way(twin):
     number = 20
     for toy in (mixed.torsions(), mixed.rotations(), mixed.correlated(), mixed.symbols(), mixed.joint(), twin):
-        noise = {}
-        for name, space in toy.spaces.items():
-            like = jax.ShapeDtypeStruct((number, *space.event), space.dtype)
-            noise[name] = np.asarray(space.process.prior(jax.random.key(0), like))  # symbols are masks
+        noise = mixed.noise(toy, number)  # symbols are masks
         real = mixed.rows(toy.test, np.arange(number))
         assert toy.picture(noise, toy.test).tobytes() != toy.picture(real, toy.test).tobytes()
 
@@ -310,6 +307,7 @@ def test_measures_notice_a_broken_part():
     report = mixed.measure(toy, bad)
     assert report["position_agrees"]["value"] < 0.4
     assert report["energy_distance"]["value"] > 10 * abs(report["energy_distance"]["floor"][0])
+    assert report["energy_distance_symbol"]["value"] < report["energy_distance_symbol"]["baselines"]["noise"] / 100
 
 
 def test_a_missing_file_is_one_clear_line(tmp_path):

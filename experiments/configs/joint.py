@@ -1,11 +1,12 @@
-"""A position, an angle, a rotation and a symbol learned together; any one may be held while the rest is drawn."""
+"""A position, an angle, a rotation and a symbol learned together; any one may be held while the rest is drawn. Two minutes."""
 
 from experiments.configs import default
 
 
 def config():
     c = default.config()
-    c.steps = 3_000
+    c.steps = 8_000
+    c.sample_every = 4_000
     c.batch_size = 256
     c.learning_rate = 1e-3
     c.data.name = "joint"

@@ -5,7 +5,7 @@ from experiments.configs import default
 
 def config():
     c = default.config()
-    c.steps = 3_000
+    c.steps = 6_000
     c.batch_size = 256
     c.learning_rate = 1e-3
     c.data.name = "symbols"
