@@ -193,7 +193,11 @@ def _model(
     def init(key):
         params = network.init(key, see(jnp.zeros((1, *event))), jnp.zeros(1))
         # Two trees of parameters where there are two things to learn.
-        return {"network": params, "schedule": schedule.init(key)} if isinstance(schedule, Learned) else params
+        return (
+            {"network": params, "schedule": schedule.init(jax.random.fold_in(key, 1))}
+            if isinstance(schedule, Learned)
+            else params
+        )
 
     def model(params):
         weights, curve = params, schedule
