@@ -11,5 +11,6 @@ def config():
     c.learning_rate = 1e-3
     c.data.name = "joint"
     c.network.features = (128, 128, 128, 128)
+    c.mixture.own_times = 0.5  # so that parts may also be drawn one after the other
     c.sampler.name = "bridge"
     return c
