@@ -335,7 +335,7 @@ def test_a_run_holds_what_it_promises_and_refuses_another_config(capsys, tmp_pat
     }
     assert list((tmp_path / "tensorboard").glob("events*"))
     report = json.loads((tmp_path / "report.json").read_text())
-    assert set(report["metrics"]) == {"energy_distance", "sliced_wasserstein", "off_manifold"}
+    assert set(report["metrics"]) == {"energy_distance", "sliced_wasserstein", "off_manifold", "nats"}
     for row in report["metrics"].values():
         assert set(row) == {"value", "floor", "baselines"}
         assert len(row["floor"]) == 2
