@@ -18,6 +18,7 @@ from experiments import (
     evaluate,
     mixed,
     mixtures,
+    plots,
     sample,
     spaces,
     train,
@@ -180,7 +181,7 @@ def small(monkeypatch):
         test=draw(1),
         figures=lambda x: {"agrees": float(np.mean(np.rint(x["angle"]) + 2 == x["symbol"]))},
         held=("symbol",),
-        picture=mixed.joint().picture,
+        picture=lambda samples, real: plots.picture(samples["position"], real["position"]),
     )
     monkeypatch.setitem(data.MIXED, "joint", lambda config: toy)
     return toy
