@@ -12,9 +12,7 @@ from diffjax import numerics, schedules
 from diffjax.samplers import frames, gaussian
 
 # Small programs, run once: what costs is the compiler.
-jit = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-)
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def walk(predict, schedule, solver, **options):

@@ -14,9 +14,7 @@ from scipy import integrate
 from diffjax import numerics, schedules
 from diffjax.samplers import frames, gaussian
 
-jit = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-)
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def walk(predict, schedule, solver, **options):
