@@ -7,7 +7,7 @@ Noising makes a chain x_0 -> ... -> x_1, and a model that walks it back has, for
                     + KL(q(x_1 | x_0) || p)  prior: what is left of the data at the noisy end,
 
 each a mean over the noise. `continuous` draws one time for each example (the bound of infinitely many steps), `discrete` walks all steps of
-a grid with Gaussian noise, and `density` bounds the density of data on any space with a score; `likelihood.symbols` has the like for
+a grid, both with Gaussian noise. `likelihood.scores` has the bounds of a score on any space, `likelihood.symbols` those for
 symbols. All return a `Bound` of the three terms in nats; `summary` averages them, with standard errors, also in bits per dimension.
 
 For data that are levels (pixels 0..255), `likelihood.levels` has laws p(x_0 | z_0) on levels, and dequantisation. A schedule may be learned:
@@ -26,7 +26,6 @@ from jax.typing import ArrayLike
 from diffjax import losses, numerics, schedules
 from diffjax.numerics import expand_right
 from diffjax.processes import gaussian, predictions
-from diffjax.processes.base import Process, require
 from diffjax.processes.predictions import Kind
 from diffjax.schedules import Schedule
 
@@ -284,67 +283,3 @@ def discrete(
     ends = [jnp.broadcast_to(times[i], lead) for i in (-1, 0)]
     reconstruction, prior = _gaussian_ends(key_end, x0, ends[0], ends[1], schedule, decode)
     return Bound(reconstruction, diffusion, prior)
-
-
-def density(
-    key: Array,
-    score: Callable[[Array, Array], Array],
-    x0: Array,
-    u: Array,
-    *,
-    process: Process,
-    schedule: Schedule,
-    log_prior: Callable[[Array], Array],
-    path: Callable[[Array], Array] | None = None,
-) -> Bound:
-    """The bound on the mean of -log p(x_start) over x_start ~ q(x_start | x_0), for real data on any space with a score:
-
-        1/2 E_t[g^2(t) (|s|^2 - 2 s . s_q)] - D log(alpha_1 / alpha_start) - E log prior(x_1),
-
-    s the model's score, s_q that of the noising law, p the density of the diffusion that s drives back; equal for the exact score. The
-    textbook form has |s - s_q|^2, the entropy of q(x_start | x_0) and a KL at the noisy end. The mean of |s_q|^2 is the growth of the
-    entropy of q (de Bruijn's identity), so the entropies cancel, and most of the variance with them.
-
-    Args:
-      key: one key, or an array of keys `[*batch]`.
-      score: `(xt, t) -> tangent`, the model's.
-      x0: `[*batch, *event]`.
-      u: `[*batch]`, uniform draws from [0, 1).
-      process: with a `score`, such as `cube.process(schedule)`.
-      schedule: the process's own, for g^2(t); alpha > 0 at the path's end.
-      log_prior: `x1 -> [*batch]` nats; 0 on the box.
-      path: `u -> t` as in `continuous`, from the least noise (sigma > 0) to the most.
-
-    Returns:
-      a `Bound`, `[*batch]` each; its reconstruction is 0.
-
-    Source: Song et al. 2021, arXiv:2101.09258, theorem 3; Lou and Ermon 2023, arXiv:2304.04740, sec. 4 for reflected diffusions; the form without
-      entropies is derived here.
-
-    Example:
-      Noise N(0, 1/4) around 0, seen from its exact score, costs its entropy log(1/2) + 1.4189:
-
-      >>> schedule = schedules.ve(0.5, 50.0)
-      >>> bound = density(
-      ...     jax.random.key(0), lambda x, t: -x / schedule(t)[1][:, None] ** 2, jnp.zeros((20_000, 1)), jnp.arange(0.5, 20_000) / 20_000,
-      ...     process=gaussian.process(schedule), schedule=schedule,
-      ...     log_prior=lambda x: -0.5 * x[:, 0] ** 2 / 2500 - jnp.log(50.0) - 0.9189,
-      ... )
-      >>> print(f"{bound.total.mean():.1f}")
-      0.7
-    """
-    kernel_score = require(process, "score")
-    key_t, key_end = numerics.split(numerics.as_keys(key))
-    path = path or (lambda u: u)
-    (u,) = numerics.upcast(u)
-    t, slope = jax.jvp(path, (u,), (jnp.ones_like(u),))
-    xt = process.corrupt(key_t, x0, t)
-    s, s_q = numerics.upcast(score(xt, t), kernel_score(x0, xt, t))
-    _, g2 = schedules.sde_coefficients(t, schedule=schedule)
-    start, end = path(jnp.zeros_like(u)), path(jnp.ones_like(u))
-    shrunk = jnp.log(schedule(end)[0]) - jnp.log(schedule(start)[0])
-    return Bound(
-        jnp.zeros_like(u),
-        0.5 * slope * g2 * numerics.sum_event(s * (s - 2 * s_q), t) - _size(x0, t) * shrunk,
-        -log_prior(process.corrupt(key_end, x0, end)),
-    )

@@ -1,7 +1,7 @@
 """Data in levels (pixels 0..255) and models of real numbers: how a probability of the one comes from the other.
 
-A variational bound ends with p(x_0 | z_0), a law on levels given a nearly clean point: `decoder` weighs each level by its own Gaussian
-(`posterior`, which a network's logits may sharpen at any noise),
+A variational bound ends with p(x_0 | z_0), a law on levels given a nearly clean point: `decoder` weighs each level by the noise it would take
+(`posterior`, which a network's logits may sharpen at any noise, Gaussian or folded into a box; `score` is what that says of the score),
 `discretized_gaussian` integrates one Gaussian over the cell of each level. A density on real numbers, such as that of `samplers.ode`, becomes a
 probability through noise within the cell: `dequantised`.
 """
@@ -18,11 +18,46 @@ from diffjax import numerics
 from diffjax.numerics import expand_right
 from diffjax.schedules import Schedule
 
+LogKernel = Callable[[Array, Array, Array], Array]
+"""`(start, xt, sigma) -> log density` of each entry of xt given where its noise began, alpha x_0, up to a constant; sigma has t's shape."""
 
-def posterior(logits: ArrayLike, xt: Array, t: ArrayLike, *, levels: ArrayLike, schedule: Schedule) -> Array:
+
+def normal(start: Array, xt: Array, sigma: ArrayLike) -> Array:
+    """The `LogKernel` of Gaussian noise, `-(x_t - start)^2 / 2 sigma^2`, without its constant.
+
+    Example:
+      >>> print(normal(jnp.zeros(1), jnp.ones(1), 0.5))
+      [-2.]
+    """
+    start, end, sigma = numerics.upcast(start, xt, sigma)
+    return -0.5 * jnp.square((end - start) / expand_right(sigma, end))
+
+
+def normal_score(start: Array, xt: Array, sigma: ArrayLike) -> Array:
+    """The derivative of `normal` in x_t, `(start - x_t) / sigma^2`.
+
+    Example:
+      >>> print(normal_score(jnp.zeros(1), jnp.ones(1), 0.5))
+      [-4.]
+    """
+    start, end, sigma = numerics.upcast(start, xt, sigma)
+    scale = expand_right(sigma, end)
+    return (start - end) / scale / scale
+
+
+def _against(kernel: LogKernel, levels: ArrayLike, xt: Array, t: ArrayLike, schedule: Schedule) -> Array:
+    """A kernel from every level to each entry of xt, `[*batch, *event, K]`."""
+    values, z, alpha, sigma = numerics.upcast(levels, xt, *schedule(t))
+    z = z[..., None]
+    return kernel(expand_right(alpha, z) * values.reshape((1,) * (z.ndim - 1) + (-1,)), z, sigma)
+
+
+def posterior(
+    logits: ArrayLike, xt: Array, t: ArrayLike, *, levels: ArrayLike, schedule: Schedule, log_kernel: LogKernel = normal
+) -> Array:
     """The log-probabilities of each entry's level given its noisy value, `log p(x_0 = v | x_t)`, `[*batch, *event, K]`.
 
-        p(v | x_t) ~ exp(logits_v) N(x_t; alpha v, sigma^2)
+        p(v | x_t) ~ exp(logits_v) k(alpha v -> x_t),        k = N(x_t; alpha v, sigma^2) by default.
 
     A network that gives the logits need not learn what the noisy entry itself says of its level, only what the others say; sharp at
     little noise, it is a classifier where there is nothing but noise.
@@ -33,6 +68,7 @@ def posterior(logits: ArrayLike, xt: Array, t: ArrayLike, *, levels: ArrayLike, 
       t: `[*batch]` or scalar; sigma > 0.
       levels: `[K]`, increasing, the real numbers that data take.
       schedule: `t -> (alpha, sigma)`.
+      log_kernel: the noise of an entry: `normal`, `cube.log_kernel` on a box, `torus.log_kernel` for angles.
 
     Source: Bayes; the decomposition is that of Kingma et al. 2021, arXiv:2107.00630, eq. 8, at any noise.
 
@@ -42,12 +78,46 @@ def posterior(logits: ArrayLike, xt: Array, t: ArrayLike, *, levels: ArrayLike, 
       >>> print(jnp.round(100 * jnp.exp(logs)))  # percent
       [[27. 45. 27.]]
     """
-    values, z, extra, *scales = numerics.upcast(levels, xt, logits, *schedule(t))
-    z = z[..., None]
-    alpha, sigma = (expand_right(scale, z) for scale in scales)
-    extra = extra.reshape((1,) * (z.ndim - extra.ndim) + extra.shape)
-    distance = (z - alpha * values.reshape((1,) * (z.ndim - 1) + (-1,))) / sigma
-    return jax.nn.log_softmax(extra - 0.5 * distance**2)
+    told = _against(log_kernel, levels, xt, t, schedule)
+    (extra,) = numerics.upcast(logits)
+    return jax.nn.log_softmax(extra.reshape((1,) * (told.ndim - extra.ndim) + extra.shape) + told)
+
+
+def score(
+    log_probs: Array,
+    xt: Array,
+    t: ArrayLike,
+    *,
+    levels: ArrayLike,
+    schedule: Schedule,
+    kernel_score: LogKernel = normal_score,
+) -> Array:
+    """The score that a law on levels implies, `E[d/dx_t log k(alpha v -> x_t) | x_t]`, of xt's shape, in float32.
+
+    Where `log_probs` are the true posterior it is the score of the noisy data.
+
+    Args:
+      log_probs: `[*batch, *event, K]`, as from `posterior`.
+      xt: `[*batch, *event]`.
+      t: `[*batch]` or scalar; sigma > 0.
+      levels: `[K]`, the real numbers that data take.
+      schedule: `t -> (alpha, sigma)`.
+      kernel_score: `(start, xt, sigma) -> slope`: `normal_score`, `cube.score` on a box, `torus.score` for angles.
+
+    Source: the score of a mixture is the posterior mean of its parts' scores: Vincent 2011; Efron 2011 (Tweedie's formula).
+
+    Example:
+      Even odds of 0 and 1 on a box, midway between:
+
+      >>> from diffjax import schedules
+      >>> from diffjax.processes import cube
+      >>> settings = {"levels": jnp.array([0.0, 1.0]), "schedule": schedules.ve(0.01, 5.0)}
+      >>> logs = posterior(0.0, jnp.array([0.5]), 0.3, log_kernel=cube.log_kernel, **settings)
+      >>> print(score(logs, jnp.array([0.5]), 0.3, kernel_score=cube.score, **settings))
+      [0.]
+    """
+    slopes = _against(kernel_score, levels, xt, t, schedule)
+    return jnp.sum(jnp.exp(log_probs).astype(slopes.dtype) * slopes, axis=-1)
 
 
 def log_prob(log_probs: Array, x0: Array, *, levels: ArrayLike) -> Array:
@@ -70,15 +140,16 @@ def log_prob(log_probs: Array, x0: Array, *, levels: ArrayLike) -> Array:
 
 
 def decoder(
-    levels: ArrayLike, *, schedule: Schedule, t: ArrayLike, log_prior: ArrayLike = 0.0
+    levels: ArrayLike, *, schedule: Schedule, t: ArrayLike, log_prior: ArrayLike = 0.0, log_kernel: LogKernel = normal
 ) -> Callable[[Array, Array], Array]:
-    """The decoder `p(x_0 = v | z_0) ~ N(z_0; alpha v, sigma^2) p(v)` on levels v, each entry alone: a function `(x0, z0) -> [*batch]`.
+    """The decoder `p(x_0 = v | z_0) ~ k(alpha v -> z_0) p(v)` on levels v, each entry alone: a function `(x0, z0) -> [*batch]`.
 
     Args:
       levels: `[K]`, increasing, the real numbers that data take.
       schedule: `t -> (alpha, sigma)`.
       t: scalar, the time of z_0.
       log_prior: log p(v), broadcast against `[batch, *event, K]`; 0 (flat) is VDM's.
+      log_kernel: the noise of an entry, as in `posterior`.
 
     Source: Kingma et al. 2021, arXiv:2107.00630, app. D (with p(v) flat).
 
@@ -88,7 +159,8 @@ def decoder(
       >>> print(jnp.round(decode(jnp.array([[1.0], [-1.0]]), jnp.array([[0.9], [0.0]])), 4))
       [ 0.     -0.6931]
     """
-    return lambda x0, z0: log_prob(posterior(log_prior, z0, t, levels=levels, schedule=schedule), x0, levels=levels)
+    settings = {"levels": levels, "schedule": schedule, "log_kernel": log_kernel}
+    return lambda x0, z0: log_prob(posterior(log_prior, z0, t, **settings), x0, levels=levels)
 
 
 def discretized_gaussian(

@@ -11,8 +11,8 @@ The places that fold to x_t are its mirror images, one in each cell of length 1:
 given, the path on the line went to one of them, with probability proportional to phi_sigma(image - x_0), and given which it is a Brownian bridge
 to there, folded: that is the exact bridge.
 
-`fold`, `corrupt`, `log_kernel`, `score` and `bridge` are the formulas, elementwise; `process` makes a `Process` of them. `image_log_kernel` and
-`harmonic_log_kernel` are the two series of the density with a number of terms of your choice. How the density and its slopes stay right
+`fold`, `corrupt`, `log_kernel`, `score` and `bridge` are the formulas, elementwise; `process` makes a `Process` of them. `scaled_score` gives a
+network's output the size of a score. `image_log_kernel` and `harmonic_log_kernel` are the two series of the density with a number of terms of your choice. How the density and its slopes stay right
 to float32 in all tails is told in `cube_kernel`.
 
 Source: Lou and Ermon 2023, Reflected Diffusion Models, arXiv:2304.04740, sec. 3-4; the exact bridge is derived here.
@@ -157,6 +157,45 @@ def score(x0: ArrayLike, xt: ArrayLike, sigma: ArrayLike) -> Array:
     shape, (start, end, width) = _aligned(x0, xt, sigma)
     value = _score(start, end, _floored(width))
     return jnp.where(width == 0, jnp.zeros_like(value), value).reshape(shape).astype(_dtype(xt))
+
+
+def scaled_score(output: Array, xt: Array, sigma: ArrayLike, *, walls: bool = False) -> Array:
+    """The score that a network's raw `output` of order 1 stands for, `output / sigma`; with `walls` times a factor that is 0 at the walls,
+
+        m(x) = tanh(sin(pi x) / (pi sigma)) / tanh(1 / (pi sigma)).
+
+    Seen on the line, the density of noisy data is even about each wall, whatever the data: so the score is odd about it, and smooth, and
+    vanishes there like the distance to it. For little noise m is tanh(distance / sigma), the profile of data at a distance sigma, and 1 a few
+    sigma inside; for much noise it is sin(pi x), the profile of the last harmonic to fade, `q cos(pi x) cos(pi x0)`.
+
+    Args:
+      output: `[*batch, *event]`, of order 1 at all noise levels.
+      xt: `[*batch, *event]` in [0, 1]; read with `walls` alone.
+      sigma: `[*batch]` or anything that broadcasts from the left, with the floor of `log_kernel`.
+      walls: whether to hold the score at 0 at the walls, where data lie between walls and not at them alone.
+
+    Returns:
+      `[*batch, *event]` of xt's dtype.
+
+    Source: 1 / sigma: Song and Ermon 2020, arXiv:2006.09011, technique 3; a score that is 0 at the walls: Fishman et al. 2023, arXiv:2304.05364, who
+      multiply by the distance, cut off at a constant; this profile is derived here.
+
+    Example:
+      >>> print(scaled_score(jnp.ones(4), jnp.array([0.0, 0.1, 0.5, 1.0]), 0.1, walls=True).round(1))
+      [ 0.   7.6 10.   0. ]
+    """
+    _check_sigmas(sigma=sigma)
+    numerics.check_same(output=output, xt=xt)
+    raw, x, width = numerics.upcast(output, xt, sigma)
+    width = _floored(expand_right(width, x))
+    if walls:
+        # From the nearer wall, so that the sine is exactly 0 at both.
+        raw = (
+            raw
+            * jnp.tanh(jnp.sin(math.pi * jnp.minimum(x, 1 - x)) / (math.pi * width))
+            / jnp.tanh(1 / (math.pi * width))
+        )
+    return (raw / width).astype(_dtype(xt))
 
 
 def image_log_kernel(x0: ArrayLike, xt: ArrayLike, sigma: ArrayLike, terms: int = 4) -> Array:
