@@ -19,6 +19,8 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from diffjax import threefry
+
 # ---------------------------------------------------------------------------------------------------------- shapes
 
 
@@ -244,7 +246,7 @@ def normal(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Arra
       >>> bool((normal(keys, (4, 3))[2] == normal(keys[2], (3,))).all())
       True
     """
-    return _draw(jax.random.normal, key, shape, dtype)
+    return _draw(threefry.normal, key, shape, dtype)
 
 
 def uniform(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
@@ -254,7 +256,7 @@ def uniform(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Arr
       >>> uniform(jax.random.key(0), (2, 3)).shape
       (2, 3)
     """
-    return _draw(jax.random.uniform, key, shape, dtype)
+    return _draw(threefry.uniform, key, shape, dtype)
 
 
 def tree_keys(key: Array, tree: Any, *, is_leaf: Callable[[Any], bool] | None = None) -> Any:

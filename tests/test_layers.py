@@ -9,6 +9,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 LAYERS = [
+    "threefry",
     "numerics",
     "schedules",
     "processes",

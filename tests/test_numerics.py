@@ -40,6 +40,24 @@ def test_an_array_of_keys_serves_each_example_alone():
         numerics.as_keys(jnp.ones(2))
 
 
+@pytest.mark.parametrize(
+    ("draw", "reference"), [(numerics.normal, jax.random.normal), (numerics.uniform, jax.random.uniform)]
+)
+def test_draws_are_those_of_jax_random_bit_for_bit(draw, reference):
+    for seed in (0, 1, 2**31 - 1):
+        key = jax.random.key(seed)
+        for shape in ((), (1,), (3, 0), (257, 3), (40_000,)):
+            np.testing.assert_array_equal(draw(key, shape), reference(key, shape))
+            assert draw(key, shape).shape == shape
+    keys = jax.random.split(jax.random.key(7), 5)
+    theirs = jax.vmap(lambda key: reference(key, (4,)))(keys)
+    np.testing.assert_array_equal(jax.jit(lambda keys: draw(keys, (5, 4)))(keys), theirs)
+    for key, dtype in ((jax.random.key(1, impl="rbg"), jnp.float32), (jax.random.key(1), jnp.bfloat16)):
+        np.testing.assert_array_equal(draw(key, (6,), dtype), reference(key, (6,), dtype))
+    with jax.threefry_partitionable(False):  # another way to number the entries
+        np.testing.assert_array_equal(draw(jax.random.key(1), (6,)), reference(jax.random.key(1), (6,)))
+
+
 def test_divergence_is_the_trace_of_the_jacobian_and_hutchinson_estimates_it():
     a = jnp.asarray(np.random.default_rng(0).normal(size=(6, 6)), jnp.float32)
     f = lambda x: jnp.tanh(a @ x.reshape(-1)).reshape(2, 3)
