@@ -4,7 +4,8 @@ A predictor goes from t to s and errs a little. A corrector then moves x_s by so
 score (`correct`, sized by the signal-to-noise rule), or a step up to t with fresh noise and down again (`resampled`), which
 inpainting needs.
 
-`predictor_corrector` is the loop for any space, from a score; `reverse_diffusion` is a predictor for it. `corrected` and `resampled` wrap a
+`predictor_corrector` is the loop for any space, from a score, also without a corrector; `reverse_diffusion` and `reverse_bridge` are predictors for
+it, and `denoise` takes off the noise that is left at its end. `corrected` and `resampled` wrap a
 solver of `samplers.gaussian`, so that `gaussian.sample` takes them like any other.
 """
 
@@ -96,9 +97,17 @@ def correct(
     return jax.lax.scan(step, x.astype(dtype), jnp.arange(steps))[0].astype(x.dtype)
 
 
+Predictor = Callable[[Array, Array, Array, Array], Array]
+"""`(key, x, s, t) -> x_s`, a step from t down to s."""
+
+
 def reverse_diffusion(
-    score: Callable[[Array, Array], Array], *, schedule: Schedule, move: Move = straight, noise: ArrayLike = 1.0
-) -> Callable[[Array, Array, Array, Array], Array]:
+    score: Callable[[Array, Array], Array],
+    *,
+    schedule: Schedule,
+    move: Move = straight,
+    noise: ArrayLike | Callable[[Array], Array] = 1.0,
+) -> Predictor:
     """A step `(key, x, s, t) -> x_s` of the reverse Brownian motion on any space with a `move` (schedules with alpha = 1).
 
     With d = sigma_t^2 - sigma_s^2 the variance that is taken back,
@@ -106,16 +115,18 @@ def reverse_diffusion(
         v = (1 + noise^2)/2 d score(x, t) + noise sqrt(d) z,    x_s = move(x, v),
 
     which has the right marginals for every noise level in the limit of many steps: 1 is the reverse diffusion, 0 the probability flow. With
-    `langevin.reflect` it is the reflected Euler-Maruyama step. Schedules with alpha < 1 have better steps in `samplers.gaussian`.
+    `langevin.reflect` it is the reflected Euler-Maruyama step, with `langevin.clip` the projected one. Schedules with alpha < 1 have better
+    steps in `samplers.gaussian`.
 
     Args:
       score: `(x, t) -> grad log p_t(x)`.
       schedule: `t -> (1, sigma)`.
       move: the space.
-      noise: share of fresh noise, >= 0.
+      noise: share of fresh noise, >= 0; or `t -> share`, scalar or `[*batch]`, which may go from one kind of walk to another: `lambda t: t` is
+        the diffusion at first and the flow at last.
 
     Source: Song et al. 2021, arXiv:2011.13456, eq. 46; the noise level: Karras et al. 2022, arXiv:2206.00364, eq. 6; on a box: Lou and Ermon
-      2023, arXiv:2304.04740, sec. 4.
+      2023, arXiv:2304.04740, sec. 4 (their g-bar, noise times g).
 
     Example:
       >>> from diffjax import schedules
@@ -127,23 +138,98 @@ def reverse_diffusion(
     """
 
     def step(key, x, s, t):
-        dtype = numerics.compute_dtype(x)
-        slope = score(x, jnp.asarray(t)).astype(dtype)
-        low, high = (schedule(time)[1].astype(dtype) for time in (s, t))
-        taken = expand_right((high - low) * (high + low), slope)
-        share = jnp.asarray(noise, dtype)
+        slope, _, _, taken = _taken(score, schedule, x, s, t)
+        share = expand_right(jnp.asarray(noise(t) if callable(noise) else noise, slope.dtype), slope)
         v = 0.5 * (1 + share * share) * taken * slope
         if not (isinstance(noise, (int, float)) and noise == 0):
-            v = v + share * numerics.safe_sqrt(taken) * numerics.normal(key, slope.shape, dtype)
-        return move(x.astype(dtype), v)[0].astype(x.dtype)
+            v = v + share * numerics.safe_sqrt(taken) * numerics.normal(key, slope.shape, slope.dtype)
+        return move(x.astype(slope.dtype), v)[0].astype(x.dtype)
 
     return step
 
 
+def reverse_bridge(score: Callable[[Array, Array], Array], *, schedule: Schedule, move: Move = straight) -> Predictor:
+    """A step `(key, x, s, t) -> x_s` along the bridge to the clean point that a score points at (schedules with alpha = 1).
+
+    With d = sigma_t^2 - sigma_s^2,
+
+        v = d score(x, t) + sqrt(d) sigma_s / sigma_t z,    x_s = move(x, v):
+
+    the Brownian bridge from x to `x + sigma_t^2 score`, exact in any number of steps where that point is certain, and without noise where
+    sigma_s = 0.
+
+    On a box that point is the mean of x_0 on the unfolded line, where the path began without having met a wall. It lies in [0, 1] for every true score,
+    but it is no estimate of x_0 itself (at a wall the score is 0, so it is the wall), and `cube.bridge` to it would fold a path that
+    is unfolded: its drift, `d cube.score(x + sigma_t^2 score, x)`, is too weak near walls however small the steps. Here it is right.
+
+    Args:
+      score: `(x, t) -> grad log p_t(x)`.
+      schedule: `t -> (1, sigma)`.
+      move: the space; `langevin.reflect` for a box.
+
+    Source: Ho et al. 2020, arXiv:2006.11239, algorithm 2; Song et al. 2021, arXiv:2011.13456, eq. 47; unfolded for a box here.
+
+    Example:
+      >>> from diffjax import schedules
+      >>> schedule = schedules.ve(0.01, 1.0)
+      >>> predictor = reverse_bridge(lambda x, t: (0.3 - x) / schedule(t)[1] ** 2, schedule=schedule)
+      >>> print(predictor(jax.random.key(0), jnp.array([0.75]), 0.0, 1.0).round(1))
+      [0.3]
+    """
+
+    def step(key, x, s, t):
+        slope, low, high, taken = _taken(score, schedule, x, s, t)
+        left = expand_right(numerics.safe_divide(low, high), slope)
+        v = taken * slope + numerics.safe_sqrt(taken) * left * numerics.normal(key, slope.shape, slope.dtype)
+        return move(x.astype(slope.dtype), v)[0].astype(x.dtype)
+
+    return step
+
+
+def _taken(
+    score: Callable[[Array, Array], Array], schedule: Schedule, x: Array, s: ArrayLike, t: ArrayLike
+) -> tuple[Array, Array, Array, Array]:
+    """The score at t, sigma_s, sigma_t, and the variance between, expanded."""
+    dtype = numerics.compute_dtype(x)
+    slope = score(x, jnp.asarray(t)).astype(dtype)
+    low, high = (schedule(time)[1].astype(dtype) for time in (s, t))
+    return slope, low, high, expand_right((high - low) * (high + low), slope)
+
+
+def denoise(
+    score: Callable[[Array, Array], Array], x: Array, t: ArrayLike, *, schedule: Schedule, move: Move = straight
+) -> Array:
+    """`move(x, sigma_t^2 score(x, t))`, x without the noise that is left in it at t: Tweedie's formula, the last step of a walk (alpha = 1).
+
+    It is `reverse_bridge` down to sigma = 0, and is called on what `predictor_corrector` returns. In the plane it is the mean of x_0 given x; on a
+    box, that of x_0 unfolded, which leaves points on a wall where they are.
+
+    Args:
+      score: `(x, t) -> grad log p_t(x)`.
+      x: `[*batch, *event]`.
+      t: `[*batch]` or scalar, the last time of the walk, sigma > 0.
+      schedule: `t -> (1, sigma)`.
+      move: the space.
+
+    Source: Efron 2011; Song et al. 2021, arXiv:2011.13456, app. G; Jolicoeur-Martineau et al. 2021, arXiv:2009.05475 (why it matters). The code of
+      reflected diffusion computes the like and returns the noisy point.
+
+    Example:
+      >>> from diffjax import schedules
+      >>> schedule = schedules.ve(0.1, 1.0)
+      >>> print(denoise(lambda x, t: (0.25 - x) / schedule(t)[1] ** 2, jnp.array([0.3]), 0.0, schedule=schedule))
+      [0.25]
+    """
+    dtype = numerics.compute_dtype(x)
+    slope = score(x, jnp.asarray(t)).astype(dtype)
+    sigma = expand_right(schedule(t)[1].astype(dtype), slope)
+    return move(x.astype(dtype), sigma * sigma * slope)[0].astype(x.dtype)
+
+
 def predictor_corrector(
     key: Array,
-    predictor: Callable[[Array, Array, Array, Array], Array],
-    score: Callable[[Array, Array], Array],
+    predictor: Predictor,
+    score: Callable[[Array, Array], Array] | None,
     xt: Array,
     times: Array,
     *,
@@ -156,12 +242,13 @@ def predictor_corrector(
 
     Args:
       key: one key, or an array of keys `[batch]`.
-      predictor: `(key, x, s, t) -> x_s`: `reverse_diffusion(...)`, or a bridge, `lambda key, x, s, t: process.bridge(key, guess(x, t), x, s, t)`.
-      score: `(x, t) -> grad log p_t(x)`, for the corrector.
-      xt: `[*batch, *event]` at `times[0]`.
+      predictor: `(key, x, s, t) -> x_s`: `reverse_diffusion(...)`, `reverse_bridge(...)`, or any bridge, `lambda key, x, s, t:
+        process.bridge(key, guess(x, t), x, s, t)`.
+      score: `(x, t) -> grad log p_t(x)`, for the corrector; None without one.
+      xt: `[*batch, *event]` at `times[0]`: a draw of `process.prior`, or any start of your own (noisy data at a time below 1, to vary them).
       times: `[steps + 1]` or `[steps + 1, *batch]`, decreasing. The corrector also runs at the last one: where sigma = 0 there, its score must be finite.
       ratio: the corrector's signal-to-noise ratio.
-      steps: corrector steps after each step of the predictor.
+      steps: corrector steps after each step of the predictor; 0 for the predictor alone.
       move: the corrector's space.
       track: `(x, t) -> pytree`, called after each corrector.
 
@@ -182,13 +269,16 @@ def predictor_corrector(
     if jnp.ndim(times) < 1 or times.shape[0] < 2:
         raise ValueError(f"expected times of shape [steps + 1, ...] with at least one step, got {jnp.shape(times)}")
     numerics.check_batch(times[0], xt, name="times[0]")
+    if steps and score is None:
+        raise ValueError(f"the corrector's {steps=} need a score: pass one, or steps=0 for the predictor alone")
     key = numerics.as_keys(key)
 
     def step(x, row):
         i, t, s = row
         key_predict, key_correct = numerics.split(numerics.fold_in(key, i))
         x = predictor(key_predict, x, s, t)
-        x = correct(key_correct, score, x, s, ratio=ratio, steps=steps, move=move)
+        if steps and score is not None:
+            x = correct(key_correct, score, x, s, ratio=ratio, steps=steps, move=move)
         return x, None if track is None else track(x, s)
 
     rows = (jnp.arange(times.shape[0] - 1), times[:-1], times[1:])

@@ -9,7 +9,8 @@ and the law of the chain is off by O(h). Metropolis' test mends that: go to y wi
     log r = log p(y) - log p(x) + log N(w; h s(y), 2h) - log N(v; h s(x), 2h),
 
 where w is the displacement that leads from y back to x. `(x, v) -> (y, w)` undoes itself and keeps volume, so the test is exact on
-every space that has such a `move`: the plane (`straight`), a box with mirrors for walls (`reflect`), angles and rotations (`geodesic`).
+every space that has such a `move`: the plane (`straight`), a box with mirrors for walls (`reflect`), angles and rotations (`geodesic`). (`clip`, a box
+with walls that hold, is no such move: it is there to be compared with.)
 Without a score the walk is random-walk Metropolis.
 
 `sample` is that chain, and `annealed` runs it down a ladder of noise levels. `samplers.correctors` uses the same steps between those of
@@ -60,6 +61,22 @@ def reflect(x: Array, v: Array) -> tuple[Array, Array]:
     cell = jnp.floor(u)
     odd = cell % 2 == 1
     return jnp.where(odd, cell + 1 - u, u - cell), jnp.where(odd, v, -v)
+
+
+def clip(x: Array, v: Array) -> tuple[Array, Array]:
+    """The move of the box [0, 1]^d that stops at the walls, `clip(x + v, 0, 1)`: thresholding, the baseline that `reflect` is compared with.
+
+    What would have passed a wall stays on it, so that mass piles up there. No way leads back from it: fit for `correctors.reverse_diffusion` alone,
+    not for Metropolis' test, and Langevin steps with it do not keep their law at the walls to first order.
+
+    Source: the projected step of Saharia et al. 2022, arXiv:2205.11487 and others, as Lou and Ermon 2023, arXiv:2304.04740, sec. 2 read it.
+
+    Example:
+      >>> y, _ = clip(jnp.array([0.75]), jnp.array([0.5]))
+      >>> print(y)
+      [1.]
+    """
+    return jnp.clip(x + v, 0, 1), -v
 
 
 def geodesic(retract: Callable[[Array, Array], Array]) -> Move:
