@@ -438,3 +438,40 @@ def test_score_costs_at_most_ten_gaussian_scores(per_example):
             if round_:
                 best[i] = min(best[i], time.perf_counter() - start)
     assert best[1] <= 10 * best[0], f"{best[1] / x0.size * 1e9:.2f} against {best[0] / x0.size * 1e9:.2f} ns an entry"
+
+
+# ------------------------------------------------------------------------------------------------- a network's score
+
+
+def test_a_scaled_score_has_the_profile_of_true_ones_at_the_walls():
+    # Much noise: the last harmonic, seen through the true score of a far point. Little noise: the true score of data two points
+    # a distance sigma from either wall, less its pull to the middle: sigma^2 s + x = sigma tanh(x / sigma).
+    x = jnp.linspace(0.0, 1.0, 101)
+    much = cube.scaled_score(jnp.ones(101), x, 2.9, walls=True)
+    true = cube.score(1.0, x, 2.9)
+    np.testing.assert_allclose(much / much[50], true / true[50], atol=2.5e-3)
+    sigma, near = 0.02, x[:10]
+    little = cube.scaled_score(jnp.ones(10), near, sigma, walls=True)
+    np.testing.assert_allclose(little, cube.score(sigma, near, sigma) + near / sigma**2, rtol=4e-3, atol=1e-3)
+
+
+def test_a_scaled_score_is_odd_about_the_walls_and_even_about_the_middle():
+    x, output = jnp.linspace(0.0, 1.0, 11), jnp.full(11, 3.0)
+    for sigma in (0.0, 1e-4, 0.3, 5.0):
+        value = cube.scaled_score(output, x, sigma, walls=True)
+        np.testing.assert_array_equal(value[jnp.array([0, 10])], 0)
+        np.testing.assert_allclose(value, value[::-1], rtol=1e-5)
+        assert value[5] == pytest.approx(float(cube.scaled_score(output, x, sigma)[5]), rel=1e-5)
+        slope = jax.jit(jax.grad(lambda x, sigma=sigma: cube.scaled_score(output, x, sigma, walls=True).sum()))(x)
+        assert np.isfinite(slope).all()
+        assert slope[0] > 0
+
+
+def test_a_scaled_score_takes_a_sigma_for_each_example():
+    x = jnp.full((2, 3), 0.25)
+    both = cube.scaled_score(jnp.ones((2, 3)), x, jnp.array([0.1, 2.0]))
+    np.testing.assert_allclose(both, [[10.0] * 3, [0.5] * 3], rtol=1e-6)
+    half = cube.scaled_score(jnp.ones((2, 3), jnp.bfloat16), x.astype(jnp.bfloat16), jnp.array([0.1, 2.0]), walls=True)
+    assert half.dtype == jnp.bfloat16
+    with pytest.raises(ValueError, match=r"xt\.shape"):
+        cube.scaled_score(jnp.ones(2), x, 0.1)

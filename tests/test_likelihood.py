@@ -11,7 +11,7 @@ from scipy import integrate, stats
 
 from diffjax import likelihood, schedules
 from diffjax.likelihood import learned_schedule, levels
-from diffjax.processes import cube, discrete, gaussian, predictions
+from diffjax.processes import cube, discrete, gaussian, predictions, torus
 
 # ---------------------------------------------------------------------------------- E4: a bound that is an equality
 
@@ -371,6 +371,51 @@ def test_posterior_of_levels_is_bayes_rule():
     np.testing.assert_allclose(np.exp(logs), weights / weights.sum(-1, keepdims=True), rtol=2e-4, atol=1e-7)
     chosen = levels.log_prob(logs, jnp.array([[-1.0, 0.5]] * 3), levels=values)
     np.testing.assert_allclose(chosen, logs[:, 0, 0] + logs[:, 1, 3], rtol=1e-6)
+
+
+SHIFTS = np.arange(-15, 16)
+FOLDED = {
+    "box": (
+        cube.log_kernel,
+        cube.score,
+        np.array([0.0, 0.3, 1.0]),
+        lambda v: np.concatenate([v + 2 * SHIFTS, -v + 2 * SHIFTS]),
+    ),
+    "torus": (torus.log_kernel, torus.score, np.array([-3.0, 0.3, 2.0]), lambda v: v + 2 * np.pi * SHIFTS),
+}
+
+
+@pytest.mark.parametrize("space", FOLDED)
+def test_levels_under_other_noise_have_the_posterior_and_the_score_of_their_images(space):
+    # The mixture of Gaussians at all images of all levels, in float64, and its slope by a difference.
+    kernel, slope, values, images = FOLDED[space]
+    schedule = schedules.ve(0.05, 3.0)
+    rng = np.random.default_rng(0)
+    xt = np.clip(rng.normal(0.5, 0.5, (3, 2)), 0, 1) if space == "box" else rng.uniform(-np.pi, np.pi, (3, 2))
+    xt, logits, t = np.float64(np.float32(xt)), rng.normal(size=(3, 2, 3)), np.array([0.3, 0.6, 1.0])
+    sigma = np.float64(schedule(jnp.float32(t))[1])
+
+    def weights(x):
+        mass = [stats.norm.pdf(x[..., None], images(v), sigma[:, None, None]).sum(-1) for v in values]
+        return np.exp(logits) * np.stack(mass, -1)
+
+    settings = {"levels": jnp.asarray(values, jnp.float32), "schedule": schedule}
+    a, b, c = (jnp.asarray(x, jnp.float32) for x in (logits, xt, t))
+    logs = jax.jit(lambda a, b, c: levels.posterior(a, b, c, log_kernel=kernel, **settings))(a, b, c)
+    np.testing.assert_allclose(np.exp(logs), weights(xt) / weights(xt).sum(-1, keepdims=True), rtol=2e-4, atol=1e-6)
+    score = jax.jit(lambda a, b, c: levels.score(a, b, c, kernel_score=slope, **settings))(logs, b, c)
+    log_p = lambda x: np.log(weights(x).sum(-1))
+    truth = (log_p(xt + 1e-5) - log_p(xt - 1e-5)) / 2e-5
+    np.testing.assert_allclose(score * sigma[:, None], truth * sigma[:, None], rtol=2e-4, atol=2e-5)
+
+
+def test_the_score_of_levels_under_gaussian_noise_is_tweedies():
+    schedule, values = schedules.cosine(), jnp.linspace(-1.0, 1.0, 5)
+    xt, t = jnp.array([[0.3, -1.2], [0.1, 0.9]]), jnp.array([0.1, 0.8])
+    logs = levels.posterior(0.0, xt, t, levels=values, schedule=schedule)
+    score = levels.score(logs, xt, t, levels=values, schedule=schedule)
+    expected = predictions.x0_to_score(jnp.exp(logs) @ values, xt, *schedule(t))
+    np.testing.assert_allclose(score, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_dequantisation_bounds_the_mass_and_reaches_it():

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from diffjax import losses, schedules
-from diffjax.processes import predictions
+from diffjax.numerics import expand_right
+from diffjax.processes import cube, gaussian, predictions, so3, torus
 
 KINDS = {k: getattr(predictions, k) for k in ("x0", "eps", "v", "flow", "score")}
 WEIGHTINGS = {
@@ -166,3 +167,93 @@ def test_scales_grow_with_time_from_a_floor():
         value = scale(t, schedules.cosine())
         assert (np.diff(value) >= 0).all()
         assert value[0] == np.float32(0.01)
+
+
+# -------------------------------------------------------------------------------------------------- score matching
+
+SPACES = {
+    "box": (cube.process, [[0.0, 0.4, 0.9], [0.8, 0.5, 1.0]], lambda x: x),
+    "torus": (torus.process, [[0.0, 3.0, -1.0], [1.0, -3.0, 2.0]], lambda x: x),
+    "vectors": (gaussian.process, [[0.0, 3.0, -1.0], [1.0, -3.0, 2.0]], lambda x: x),
+    "rotations": (
+        so3.process,
+        [[[1, 0, 0, 0], [0.6, 0, 0.8, 0]], [[0, 0.6, 0, 0.8], [0, 0, 1, 0]]],
+        lambda x: x[..., :1] * x[..., 1:],
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        "box",
+        "rotations",
+        pytest.param("torus", marks=pytest.mark.slow),
+        pytest.param("vectors", marks=pytest.mark.slow),
+    ],
+)
+def test_the_score_of_noisy_data_is_what_score_matching_finds(space):
+    # Two points, equally likely: their score at t is the posterior mean of theirs. Adding entries +-1 that depend on x_t costs 1 an entry, the cross
+    # term being 0 on average; a false alarm for 1 seed in 15,000.
+    make, points, feature = SPACES[space]
+    schedule, n = schedules.ve(0.1, 2.0), 40_000
+    process = make(schedule)
+    points = jnp.asarray(points, jnp.float32)
+    x0 = jnp.repeat(points, n // 2, axis=0)
+    t = schedules.stratified_draw(jax.random.key(1), jax.random.permutation(jax.random.key(2), n), n)
+
+    def exact(x, t):
+        each = [
+            (process.log_prob(p, x, t), process.score(p, x, t))
+            for p in (jnp.broadcast_to(p[None], x.shape) for p in points)
+        ]
+        share = expand_right(jax.nn.sigmoid(each[0][0] - each[1][0]), each[0][1])
+        return share * each[0][1] + (1 - share) * each[1][1]
+
+    moved = lambda x, t: exact(x, t) + jnp.sign(jnp.sin(5 * feature(x)))
+    weight = losses.variance(schedule)
+    loss = lambda score: losses.score_matching(jax.random.key(0), score, x0, t, process=process, weight=weight)
+    more = np.asarray(jax.jit(lambda: (loss(moved) - loss(exact)) / weight(t))())
+    assert more.shape == (n,)
+    # At little noise a point's score is large: weighed by sigma, all times say as much.
+    sigma = np.asarray(schedule(t)[1])
+    terms = (more - 1) * sigma
+    assert np.abs(terms).max() > 0.1
+    assert abs(terms.mean()) < 4 * terms.std() / np.sqrt(n)
+
+
+def test_weights_of_scores():
+    schedule, t = schedules.ve(0.01, 5.0), jnp.array([0.1, 0.7])
+    x0 = jnp.full((2, 3), 0.2)
+    loss = lambda weight: losses.score_matching(
+        jax.random.key(0), lambda x, t: x, x0, t, process=cube.process(schedule), weight=weight
+    )
+    sigma = 0.01 * 500 ** np.array([0.1, 0.7])
+    np.testing.assert_allclose(loss(losses.variance(schedule)), loss(None) * sigma**2, rtol=1e-5)
+    # d sigma^2 / dt = 2 log(500) sigma^2
+    np.testing.assert_allclose(loss(losses.diffusion(schedule)), loss(None) * 2 * np.log(500) * sigma**2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("least", [1e-6, 1e-12])
+def test_score_matching_is_finite_at_little_noise(least):
+    schedule = schedules.ve(least, 3.0)
+    x0 = jnp.asarray([[0.0, 0.3, 1.0]], jnp.bfloat16)
+
+    def loss(scale, t):
+        score = lambda x, t: cube.scaled_score(scale * x, x, schedule(t)[1], walls=True)
+        settings = {"process": cube.process(schedule), "weight": losses.diffusion(schedule)}
+        return losses.score_matching(jax.random.key(0), score, x0, t, **settings)[0]
+
+    value, slope = jax.jit(jax.value_and_grad(loss))(0.5, jnp.zeros(1))
+    assert value.dtype == jnp.float32
+    assert np.isfinite([value, slope]).all()
+    assert value < 1e3  # below the smallest sigma of the kernels nothing is noised
+
+
+def test_scores_that_are_masked_do_not_count():
+    process, t = so3.process(schedules.ve(0.1, 2.0)), jnp.array([0.5, 0.5])
+    q = jnp.broadcast_to(jnp.array([1.0, 0, 0, 0]), (2, 3, 4))
+    mask = jnp.array([[True, False, True], [False, True, True]])
+    junk = lambda x, t: jnp.where(mask[..., None], 0.0, jnp.nan) + jnp.zeros((2, 3, 3))
+    loss = lambda score: losses.score_matching(jax.random.key(0), score, q, t, process=process, where=mask)
+    np.testing.assert_array_equal(loss(junk), loss(lambda x, t: jnp.zeros((2, 3, 3))))

@@ -49,7 +49,8 @@ def _against(kernel: LogKernel, levels: ArrayLike, xt: Array, t: ArrayLike, sche
     """A kernel from every level to each entry of xt, `[*batch, *event, K]`."""
     values, z, alpha, sigma = numerics.upcast(levels, xt, *schedule(t))
     z = z[..., None]
-    return kernel(expand_right(alpha, z) * values.reshape((1,) * (z.ndim - 1) + (-1,)), z, sigma)
+    start = expand_right(alpha, z) * values.reshape((1,) * (z.ndim - 1) + (-1,))
+    return kernel(*jnp.broadcast_arrays(start, z), sigma)
 
 
 def posterior(
