@@ -7,6 +7,7 @@
     cube       the score of reflected Brownian motion / a Gaussian score with one exp
     loop       a solver's loop with a trivial network / its bare arithmetic
     solvers    error of each solver at its exact endpoint, by the number of network calls
+    stochastic sliced Wasserstein-2 distance of stochastic solvers' samples to their law
 
 Each row has the least time of both sides, and the median of their ratios in rounds of one run each, in turns: processor time on a CPU (so that
 neighbours on the machine count less), elapsed time elsewhere. Absolute times mean little. Needs only the core and the `nn` extra; peers in the last table
@@ -281,7 +282,8 @@ SOLVERS = {
     "adams(4, frame=ratio)": solvers.adams(4, frame=frames.ratio),
     "plms()": solvers.plms(),
     "unipc(2)": solvers.unipc(2),
-    "unipc(2, bh1)": solvers.unipc(2, bh1=True),
+    "unipc(2, bh1, taper)": solvers.unipc(2, bh1=True, taper=1000),
+    "unipc(2, frame=noise)": solvers.unipc(2, frame=frames.noise),
     "unipc(3)": solvers.unipc(3),
     "unipc(3, frame=noise)": solvers.unipc(3, frame=frames.noise),
     "unipc(4, frame=noise)": solvers.unipc(4, frame=frames.noise),
@@ -340,6 +342,44 @@ def errors() -> None:
             print(f"  {name:28s}" + "".join(f"{value:10.1e}" for value in row))
 
 
+STOCHASTIC = {
+    "ancestral()": solvers.ancestral(),
+    "dpmpp(2, sde)": solvers.dpmpp(2, sde=True),
+    "dpmpp(2, sde, corrected)": solvers.dpmpp(2, sde=True, corrected=True),
+    "dpmpp(3, sde)": solvers.dpmpp(3, sde=True),
+    "dpmpp(3, sde, corrected)": solvers.dpmpp(3, sde=True, corrected=True),
+}
+
+
+def distances(count: int = 50_000, calls: int = 40, seeds: int = 4) -> None:
+    """Sliced W2 to the ring's law of stochastic solvers' samples; the floor is that of as many real points."""
+    angles = np.pi * (np.arange(64) + 0.5) / 64
+    axes = np.stack([np.cos(angles), np.sin(angles)])
+    weights = np.exp(LOG_WEIGHTS) / np.exp(LOG_WEIGHTS).sum()
+
+    def real(rng):
+        angle = 0.1 + 2 * np.pi / 8 * rng.choice(8, count, p=weights)
+        out = np.stack([np.cos(angle), np.sin(angle)], -1)
+        along = np.stack([-out[:, 1], out[:, 0]], -1)
+        radial, tangential = rng.normal(size=(2, count, 1))
+        return out * (1 + 0.05 * radial) + along * math.sqrt(0.025) * tangential
+
+    # The quantiles of the law itself, but for a hundredth of a sample's variance.
+    many = np.random.default_rng(0)
+    quantiles = np.mean([np.sort(real(many) @ axes, axis=0) for _ in range(100)], axis=0)
+    distance = lambda x: float(np.sqrt(np.mean((np.sort(np.asarray(x) @ axes, axis=0) - quantiles) ** 2)))
+    schedule, times = schedules.karras(), jnp.linspace(1.0, 0.0, calls + 1)
+    rows = {"(real points)": [distance(real(np.random.default_rng(1 + seed))) for seed in range(4 * seeds)]}
+    predict = lambda x, t: ring(x, schedule(t)[1])
+    for name, solver in STOCHASTIC.items():
+        walk = jax.jit(lambda k, x, s=solver: solvers.sample(k, predict, x, times, schedule=schedule, solver=s))
+        keys = [jax.random.split(jax.random.key(seed)) for seed in range(seeds)]
+        rows[name] = [distance(walk(key, 80 * jax.random.normal(first, (count, 2)))) for first, key in keys]
+    print(f"\nsliced W2 of {count} samples to their law, {calls} network calls, float32: mean and range over seeds")
+    for name, row in rows.items():
+        print(f"  {name:28s}{np.mean(row):10.4f}{min(row):10.4f} -{max(row):7.4f}")
+
+
 def peers(start: jax.Array, rms: Callable[[Any], float]) -> dict[str, list[float]]:
     """The same of k-diffusion's samplers, where it is installed."""
     if importlib.util.find_spec("k_diffusion") is None:
@@ -365,7 +405,7 @@ def peers(start: jax.Array, rms: Callable[[Any], float]) -> dict[str, list[float
 
 
 BENCHES = {
-    "sampler": sampler, "train": train, "inner": inner, "corrupt": corrupt, "cube": cube_score, "loop": loop, "solvers": errors,
+    "sampler": sampler, "train": train, "inner": inner, "corrupt": corrupt, "cube": cube_score, "loop": loop, "solvers": errors, "stochastic": distances,
 }  # fmt: skip
 
 
