@@ -190,11 +190,8 @@ def scaled_score(output: Array, xt: Array, sigma: ArrayLike, *, walls: bool = Fa
     width = _floored(expand_right(width, x))
     if walls:
         # From the nearer wall, so that the sine is exactly 0 at both.
-        raw = (
-            raw
-            * jnp.tanh(jnp.sin(math.pi * jnp.minimum(x, 1 - x)) / (math.pi * width))
-            / jnp.tanh(1 / (math.pi * width))
-        )
+        sine, reach = jnp.sin(math.pi * jnp.minimum(x, 1 - x)), math.pi * width
+        raw = raw * jnp.tanh(sine / reach) / jnp.tanh(1 / reach)
     return (raw / width).astype(_dtype(xt))
 
 
