@@ -21,8 +21,8 @@ from ml_collections import ConfigDict
 
 from diffjax import losses, networks, numerics, schedules, training
 from diffjax.likelihood import learned_schedule, levels
-from diffjax.processes import predictions
-from experiments import UserError, data, mixtures, walks
+from diffjax.processes import Process, predictions
+from experiments import UserError, data, grounds, mixtures, walks
 from experiments.configs import pick
 
 SCHEDULES = {
@@ -43,6 +43,7 @@ PREDICTIONS = {
     "score": predictions.score,
     "levels": predictions.x0,  # logits of each level a pixel can take, beside what the noisy pixel says itself; x_0 is their mean
 }
+GROUNDS = {"plane": lambda *args: _plane(*args), "box": lambda *args: _box(*args)}
 LOSSES = {"squared": losses.squared, "absolute": losses.absolute}
 WEIGHTINGS = {
     "uniform": None,  # 1 in the space of the prediction
@@ -105,16 +106,21 @@ class Model:
     """A network with its parameters, and what its output means.
 
     Attributes:
+      ground: the plane or the box.
       schedule: `t -> (alpha, sigma)`.
-      predict: `(xt, t, **label) -> prediction`, of `kind`.
-      kind: what is predicted.
+      predict: `(xt, t, **label) -> prediction`, of the ground's kind.
       log_levels: `(xt, t, **label) -> [*batch, *event, levels]`, log-probabilities, where the network tells levels apart.
     """
 
+    ground: grounds.Ground
     schedule: schedules.Schedule
     predict: Callable[..., jax.Array]
-    kind: predictions.Kind
     log_levels: Callable[..., jax.Array] | None = None
+
+    @property
+    def process(self) -> Process:
+        """The noise of the ground on this schedule."""
+        return self.ground.process(self.schedule)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -151,13 +157,17 @@ def experiment(config: ConfigDict) -> Experiment:
     schedule = _made(SCHEDULES, config.schedule, "schedule")
     network = _made(NETWORKS, config.network, "network")
     pick(LAYOUTS, config.layout, "layout")
-    walks.steps(
-        config.sampler, schedule.of(schedule.init(jax.random.key(0))) if isinstance(schedule, Learned) else schedule
-    )
+    curve = schedule.of(schedule.init(jax.random.key(0))) if isinstance(schedule, Learned) else schedule
+    ground = pick(GROUNDS, config.space, "space")
+    walks.steps(config, curve)
     rate, optimizer = _optimizer(config)
     dataset = data.load(config.data)
     known = {"config": config, "dataset": dataset, "optimizer": optimizer, "rate": rate}
     if dataset.parts is not None:
+        if config.space != "plane":
+            raise UserError(
+                f"config.space={config.space} is for one array, and {dataset.name} has parts with spaces of their own"
+            )
         settings = {name: config.mixture[name] for name in ("components", "own_times", "held")}
         parts = mixtures.mixture(dataset.parts.spaces, lambda outputs: network.clone(outputs=outputs), **settings)
         loss_fn = functools.partial(parts.loss, count=config.batch_size)
@@ -166,7 +176,7 @@ def experiment(config: ConfigDict) -> Experiment:
         if not dataset.classes:
             raise UserError(f"config.conditional=true needs classes, and {dataset.name} has none")
         network = network.clone(num_classes=dataset.classes)
-    init, model = _model(config, schedule, network, dataset)
+    init, model = _model(config, schedule, network, dataset, ground(config, curve, dataset))
     try:
         jax.eval_shape(init, jax.random.key(0))
     except (TypeError, ValueError) as error:
@@ -174,21 +184,42 @@ def experiment(config: ConfigDict) -> Experiment:
     return Experiment(model=model, init=jax.jit(init), loss_fn=_loss(config, model), **known)
 
 
+def _plane(config: ConfigDict, curve: schedules.Schedule, dataset: data.Dataset) -> grounds.Ground:
+    return grounds.plane(pick(PREDICTIONS, config.prediction, "prediction"))
+
+
+def _box(config: ConfigDict, curve: schedules.Schedule, dataset: data.Dataset) -> grounds.Ground:
+    """The box, if what else the config says makes sense there."""
+    wanted = {"prediction": ("score", "levels"), "loss": ("squared",), "schedule.name": ("ve", "karras")}
+    for field, choices in wanted.items():
+        found = functools.reduce(lambda group, name: group[name], field.split("."), config)
+        if found not in choices:
+            raise UserError(f"config.space=box needs config.{field}={' or '.join(choices)}, got {found!r}")
+    first, last = (float(curve(t)[1]) for t in (0.0, 1.0))
+    if not first > 0 or last < 2:
+        ends = f"config.schedule goes from {first:g} to {last:g}"
+        raise UserError(f"config.space=box needs noise from above 0 to 2 or more, where the box is full; {ends}")
+    if dataset.span is None:
+        raise UserError(
+            f"config.space=box needs data between two bounds, as images and box2d are; {dataset.name} is not"
+        )
+    return grounds.box(dataset.span, walls=config.walls)
+
+
 def _model(
-    config: ConfigDict, schedule: schedules.Schedule | Learned, network: Any, dataset: data.Dataset
+    config: ConfigDict, schedule: Any, network: Any, dataset: data.Dataset, ground: grounds.Ground
 ) -> tuple[Callable[[jax.Array], Any], Callable[[Any], Model]]:
     """`(init, model)` of a network on this data: images are flat for a perceptron, and levels take an output each."""
-    event, kind = dataset.event, pick(PREDICTIONS, config.prediction, "prediction")
-    counted = dataset.levels if config.prediction == "levels" else 1
+    event, counted = dataset.event, dataset.levels if config.prediction == "levels" else 1
     if not counted:
         raise UserError(f"config.prediction=levels needs data that take a number of levels, and {dataset.name} do not")
     flat = isinstance(network, networks.MLP)
     outputs = np.prod(event).item() if flat else event[-1]
     network = network.clone(**{"outputs" if flat else "out_channels": outputs * counted})
-    values = np.linspace(-1, 1, counted, dtype=np.float32)
+    values = ground.enter(np.linspace(-1, 1, counted, dtype=np.float32))
 
     def see(x):
-        return x.reshape(*x.shape[: x.ndim - len(event)], -1) if flat else x
+        return ground.features(x.reshape(*x.shape[: x.ndim - len(event)], -1)) if flat else ground.see(x)
 
     def init(key):
         params = network.init(key, see(jnp.zeros((1, *event))), jnp.zeros(1))
@@ -204,18 +235,19 @@ def _model(
         if isinstance(schedule, Learned):
             weights, curve = params["network"], schedule.of(params["schedule"])
 
-        def predict(xt, t, **more):
+        def output(xt, t, **more):
             return network.apply(weights, see(xt), t, **more).reshape(*xt.shape, *([counted] if counted > 1 else []))
 
         def log_levels(xt, t, **more):
-            return levels.posterior(predict(xt, t, **more), xt, t, levels=values, schedule=curve)
+            settings = {"levels": values, "schedule": curve, "log_kernel": ground.log_kernel}
+            return levels.posterior(output(xt, t, **more), xt, t, **settings)
 
-        def mean(xt, t, **more):
-            return jnp.exp(log_levels(xt, t, **more)) @ values
+        def predict(xt, t, **more):
+            if counted == 1:
+                return ground.read(output(xt, t, **more), xt, t, curve)
+            return ground.from_levels(log_levels(xt, t, **more), xt, t, values, curve)
 
-        if counted == 1:
-            return Model(schedule=curve, predict=predict, kind=kind)
-        return Model(schedule=curve, predict=mean, kind=kind, log_levels=log_levels)
+        return Model(ground=ground, schedule=curve, predict=predict, log_levels=log_levels if counted > 1 else None)
 
     return init, model
 
@@ -245,7 +277,7 @@ def _loss(config: ConfigDict, model: Callable[[Any], Model]) -> Callable[..., ja
             more["label"] = jnp.where(hidden, -1, batch["label"])
         now = model(params)
         predict = functools.partial(now.predict, **more)
-        return losses.regression(noise, predict, batch["x0"], t, schedule=now.schedule, kind=now.kind, **settings)
+        return now.ground.loss(noise, predict, now.ground.enter(batch["x0"]), t, schedule=now.schedule, **settings)
 
     if config.schedule.name != "learned":
         return loss_fn

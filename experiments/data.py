@@ -3,7 +3,7 @@
     dataset = data.load(config.data)
     for batch in data.batches(dataset, seed=0, batch_size=128, start=step): batch["x0"], batch["label"]
 
-Two kinds are embedded and need no network: point sets in the plane, drawn afresh for each batch, and scikit-learn's 8x8
+Two kinds are embedded and need no network: point sets in the plane or the unit square, drawn afresh for each batch, and scikit-learn's 8x8
 digits. Every other name is a `tensorflow_datasets` image set, read without tensorflow from its array_record files.
 
 **The batch is a pure function of (seed, step)**: a run that starts again at step k sees what it would have seen, on
@@ -23,7 +23,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from experiments import UserError, crystals, mixed
+from experiments import UserError, box2d, crystals, mixed
 from experiments.configs import suggest
 
 Batch = dict[str, np.ndarray]
@@ -38,6 +38,8 @@ class Dataset:
       event: shape of one example.
       classes: number of classes; 0 = no labels.
       levels: number of values a pixel can take on [-1, 1]; 0 = continuous.
+      span: the least and the largest value an entry can have; None = without bounds.
+      log_prob: `(x) -> [n]`, the true density in nats, where it is known.
       count: number of training examples; 0 = drawn afresh without end.
       take: `(indices) -> batch` of training examples, or `(rng, number) -> batch` where count is 0.
       test: held-out examples, a batch.
@@ -48,6 +50,8 @@ class Dataset:
     event: tuple[int, ...]
     classes: int = 0
     levels: int = 0
+    span: tuple[float, float] | None = None
+    log_prob: Callable[[np.ndarray], np.ndarray] | None = None
     count: int = 0
     flip: bool = False
     take: Callable[..., Batch]
@@ -150,14 +154,21 @@ def _checkerboard(rng: np.random.Generator, number: int) -> np.ndarray:
     return np.stack([column, row + column % 2], 1) - 2 + rng.random((number, 2))
 
 
-POINTS = {"spiral": _spiral, "moons": _moons, "gaussians": _gaussians, "checkerboard": _checkerboard}
+POINTS = {
+    "spiral": _spiral,
+    "moons": _moons,
+    "gaussians": _gaussians,
+    "checkerboard": _checkerboard,
+    "box2d": box2d.draw,
+}
 
 
 def _points(name: str) -> Dataset:
     def take(rng: np.random.Generator, number: int) -> Batch:
         return {"x0": POINTS[name](rng, number).astype(np.float32)}
 
-    return Dataset(name=name, event=(2,), take=take, test=take(np.random.default_rng((0, 3)), 20_000))
+    facts = {"span": (0.0, 1.0), "log_prob": box2d.log_prob} if name == "box2d" else {}
+    return Dataset(name=name, event=(2,), take=take, test=take(np.random.default_rng((0, 3)), 20_000), **facts)
 
 
 # --------------------------------------------------------------------------------------------- several kinds of things
@@ -202,7 +213,7 @@ def _held(x0, label, test_x0, test_label, **facts: Any) -> Dataset:
         return {"x0": _unit(x0[indices]), "label": label[indices]}
 
     test = {"x0": _unit(test_x0), "label": test_label}
-    return Dataset(event=x0.shape[1:], count=len(x0), take=take, test=test, **facts)
+    return Dataset(event=x0.shape[1:], span=(-1.0, 1.0), count=len(x0), take=take, test=test, **facts)
 
 
 def _unit(image: np.ndarray) -> np.ndarray:
@@ -221,9 +232,8 @@ def _tfds(config: ConfigDict) -> Dataset:
         x0, label = _decode(train, indices.tolist(), config.size)
         return {"x0": _unit(x0), "label": label}
 
-    return Dataset(
-        event=test_x0.shape[1:], count=len(train), take=take, test={"x0": _unit(test_x0), "label": test_label}, **facts
-    )
+    facts |= {"span": (-1.0, 1.0), "test": {"x0": _unit(test_x0), "label": test_label}}
+    return Dataset(event=test_x0.shape[1:], count=len(train), take=take, **facts)
 
 
 def _source(config: ConfigDict, split: str) -> Any:

@@ -19,6 +19,8 @@ TITLES = {
     "energy_distance": "energy distance",
     "sliced_wasserstein": "sliced Wasserstein-1",
     "off_manifold": "share off the data",
+    "wall_share": "share within .01 of a wall",
+    "wall_share_half": "share within .005 of one",
     "frechet_features": "FD on classifier features",
     "kernel_features": "kernel distance on them",
     "confidence": "mean top probability",
@@ -28,6 +30,7 @@ TITLES = {
     "exact_copies": "exact copies of them",
     "bits_per_dim": "bits per dimension, bound",
     "nats": "-log density in nats",
+    "nats_bound": "bound on it",
 }
 
 
@@ -111,13 +114,20 @@ def measure(
         rows[name] = metrics.row(figures.pop("samples"), [distance(see(a), see(b)) for a, b in pairs], figures)
 
     def one(name: str, figure: Callable[[np.ndarray], float]) -> None:
-        """Adds a figure of one set; its floor is that of halves of the held-out data."""
+        """Adds a figure of one set; its floor is that of halves of the held-out data, or of sets drawn afresh."""
         figures = {key: figure(x) for key, x in sets.items()}
-        halves = [_half(held["x0"], split) for split in range(splits)]
+        halves = [_half(held["x0"], split) if dataset.count else pairs[split][0] for split in range(splits)]
         rows[name] = metrics.row(figures.pop("samples"), [figure(half) for half in halves], figures)
 
     two("energy_distance", metrics.energy_distance)
     two("sliced_wasserstein", metrics.sliced_wasserstein)
+    if not dataset.count and dataset.span:
+        # Of simple models, what lies outside is moved to the wall.
+        low, high = dataset.span
+        near = lambda x, distance: np.minimum(x - low, high - x).min(1) <= distance * (high - low)
+        one("wall_share", lambda x: float(near(x, 0.01).mean()))
+        one("wall_share_half", lambda x: float(near(x, 0.005).mean()))
+        return rows, {"outside": float(((samples < low) | (samples > high)).mean())}
     if not dataset.count:
         near = data.training_sample(dataset, 200_000, seed=1)["x0"]
         one("off_manifold", lambda x: metrics.off_manifold(x, near))

@@ -31,8 +31,13 @@ def arguments(program: str, description: str) -> configs.Parser:
     parser.add_argument("--num", type=_positive, metavar="N", help="number of samples")
     parser.add_argument("--seed", type=int, default=0, metavar="K")
     parser.add_argument("--steps", type=_positive, metavar="S", help="of the sampler")
-    parser.add_argument("--solver", metavar="NAME", help=", ".join(walks.SOLVERS))
+    parser.add_argument(
+        "--solver",
+        metavar="NAME",
+        help="; ".join(f"on the {space} {', '.join(menu)}" for space, menu in walks.SOLVERS.items()),
+    )
     parser.add_argument("--eta", type=float, metavar="E", help="of ddim: 0 deterministic, 1 ancestral")
+    parser.add_argument("--noise", type=float, metavar="G", help="of the box: 0 the flow's steps, 1 the diffusion's")
     parser.add_argument("--spacing", metavar="NAME", help=f"of the times: {', '.join(walks.SPACINGS)}")
     parser.add_argument("--guidance", type=float, metavar="W", help="classifier-free weight; 0 = none")
     parser.add_argument("--clocks", metavar="TEXT", help="when in the walk each part moves, as elements=0:.5")
@@ -57,6 +62,7 @@ def load(args: argparse.Namespace) -> tuple[build.Experiment, int, Any]:
         "name": args.solver,
         "spacing": args.spacing,
         "eta": args.eta,
+        "noise": args.noise,
         "guidance": args.guidance,
         "clocks": args.clocks,
     }

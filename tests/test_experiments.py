@@ -21,7 +21,20 @@ from PIL import Image
 import experiments
 from diffjax import schedules
 from diffjax.processes import predictions
-from experiments import UserError, build, checkpoints, configs, data, evaluate, plots, prepare, sample, train, walks
+from experiments import (
+    UserError,
+    build,
+    checkpoints,
+    configs,
+    data,
+    evaluate,
+    grounds,
+    plots,
+    prepare,
+    sample,
+    train,
+    walks,
+)
 
 SMALL = [
     "--config.network.features=(16,)",
@@ -282,13 +295,14 @@ def test_samples_do_not_depend_on_the_number_of_devices_or_of_samples(solver):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("solver", walks.SOLVERS)
+@pytest.mark.parametrize("solver", walks.SOLVERS["plane"])
 def test_every_solver_by_its_name(solver):
     # Data at one point, known exactly: three steps lead there from any noise.
     flags = [f"--config.sampler.name={solver}", "--config.sampler.steps=3", "--config.sampler.spacing=trailing"]
     experiment = build.experiment(configs.override(configs.load("spiral"), [*flags, "--config.sampler.chunk=8"]))
     schedule = schedules.vp_linear()
-    model = build.Model(schedule=schedule, predict=lambda xt, t: jnp.full_like(xt, 0.25), kind=predictions.x0)
+    predict = lambda xt, t: jnp.full_like(xt, 0.25)
+    model = build.Model(ground=grounds.plane(predictions.x0), schedule=schedule, predict=predict)
     end = walks.sampler(dataclasses.replace(experiment, model=lambda params: model))((), 8, seed=0)
     np.testing.assert_allclose(end, 0.25, atol=1e-5)
 

@@ -9,7 +9,7 @@ import pytest
 from diffjax import schedules
 from diffjax.likelihood import levels
 from diffjax.processes import predictions
-from experiments import UserError, build, configs, data, likelihoods
+from experiments import UserError, build, configs, data, grounds, likelihoods
 
 
 def with_model(name, flags, model):
@@ -29,9 +29,8 @@ def test_independent_pixels_have_the_bits_of_their_histograms(monkeypatch):
     def log_levels(xt, t):
         return levels.posterior(logits, xt, t, levels=values, schedule=schedule)
 
-    model = build.Model(
-        schedule=schedule, predict=lambda xt, t: jnp.exp(log_levels(xt, t)) @ values, kind=predictions.x0, log_levels=log_levels
-    )  # fmt: skip
+    ground, predict = grounds.plane(predictions.x0), lambda xt, t: jnp.exp(log_levels(xt, t)) @ values
+    model = build.Model(ground=ground, schedule=schedule, predict=predict, log_levels=log_levels)
     experiment = with_model("digits", [], model)
     rows, facts = likelihoods.rows(experiment, (), digits.test["x0"][:300])
     row = rows["bits_per_dim"]
@@ -54,7 +53,7 @@ def test_points_of_a_normal_law_have_its_density():
         alpha, sigma = schedule(t)
         return -((xt - alpha * mean[None]) @ axes / (alpha**2 * widths + sigma**2)[None]) @ axes.T
 
-    model = build.Model(schedule=schedule, predict=score, kind=predictions.score)
+    model = build.Model(ground=grounds.plane(predictions.score), schedule=schedule, predict=score)
     experiment = dataclasses.replace(experiment, model=lambda params: model)
     rows, _ = likelihoods.rows(experiment, (), experiment.dataset.test["x0"][:500])
     # The flow starts from N(0, 1) where the law itself is a little off it, alpha(1) = .0066.

@@ -24,9 +24,15 @@ def config() -> ConfigDict:
     c.data.size = 0  # images are cropped square and resized to so many pixels; 0 = as they are
     c.data.flip = False  # mirror half of the images
 
+    c.space = (
+        "plane"  # plane | box: Gaussian noise, or noise that the walls of [0, 1] reflect, for data between two bounds
+    )
     c.schedule = ConfigDict({"name": "vp_linear"})  # further fields go to the schedule, e.g. beta_max
     c.network = ConfigDict({"name": "mlp"})  # further fields go to the network
-    c.prediction = "eps"  # x0 | eps | v | flow | score: what the network's output means
+    c.prediction = (
+        "eps"  # x0 | eps | v | flow | score | levels: what the network's output means; on the box score | levels
+    )
+    c.walls = False  # on the box: a score that is 0 at the walls whatever the network says
     c.loss = "squared"  # squared | absolute
     c.weighting = "uniform"  # uniform | snr | truncated_snr | min_snr | sigmoid | edm | likelihood
     c.times = "stratified"  # stratified | uniform | logit_normal: how times are drawn
@@ -46,9 +52,12 @@ def config() -> ConfigDict:
     c.mixture.held = 0.25  # share with one part clean, for generating the others given it
 
     c.sampler = ConfigDict()
-    c.sampler.name = "ancestral"  # ancestral | ddim | dpmpp3 | unipc3 | ... | bridge; `sample --help` lists them
+    c.sampler.name = "ancestral"  # ancestral | ddim | dpmpp3 | unipc3 | ... | bridge, on the box reflected | ... ; `sample --help` lists them
     c.sampler.eta = 0.0  # ddim and dpmpp_2s: 0 deterministic, 1 as much fresh noise as ancestral steps
     c.sampler.churn = 0.0  # heun only: EDM's S_churn
+    c.sampler.noise = 1.0  # reflected, projected and corrected: share of fresh noise, from 0 (probability flow) to 1 (reverse diffusion)
+    c.sampler.anneal = 0.0  # likewise: the share falls as (noise level)^this through the walk; 0 = all the same
+    c.sampler.ratio = 0.16  # corrected: the signal-to-noise ratio of its Langevin steps
     c.sampler.steps = 100
     c.sampler.spacing = "uniform"  # uniform | quadratic | karras | logsnr | trailing
     c.sampler.start = 1.0  # first and last time
