@@ -10,6 +10,11 @@ by shrinking it (dynamic threshold), or only at the end. `report.json` holds the
 
 No walk samples that density exactly: the guided score at each noise level is that of a product of noisy densities, not of the product with noise.
 A corrector's steps at each level go to the product at that level, and at the last one it is what is wanted.
+
+What comes out: without guidance all walks meet the class, but projected steps hold 3.1% of the entries at walls instead of 2.0%. With guidance no walk
+without a corrector meets the density, more steps do not help (100 to 800 alike), and reflection is no cure: at w = 2.5 reflected and thresholded
+diffusions are equally far from it, at w = 15 dynamic thresholding is nearest, and deterministic flows are farthest, the reflected one with 78% of its
+entries at walls. Ten corrections a step bring the reflected walk to the floor up to w = 2.5, and at w = 15 closer than any other reflected one.
 """
 
 import argparse

@@ -50,7 +50,8 @@ def _against(kernel: LogKernel, levels: ArrayLike, xt: Array, t: ArrayLike, sche
     values, z, alpha, sigma = numerics.upcast(levels, xt, *schedule(t))
     z = z[..., None]
     start = expand_right(alpha, z) * values.reshape((1,) * (z.ndim - 1) + (-1,))
-    return kernel(*jnp.broadcast_arrays(start, z), sigma)
+    start, z = jnp.broadcast_arrays(start, z)
+    return kernel(start, z, sigma)
 
 
 def posterior(
