@@ -147,6 +147,7 @@ def test_annealed_noise_is_asked_for_at_each_time():
     np.testing.assert_allclose(x.std(1), expected, rtol=0.02)
 
 
+@pytest.mark.slow
 def test_projected_steps_pile_mass_up_at_the_walls():
     x1 = jax.random.uniform(jax.random.key(1), (20_000, 1))
     predictor = correctors.reverse_diffusion(model_score(LINE), schedule=SCHEDULE, move=langevin.clip)
@@ -224,6 +225,7 @@ def test_correctors_leave_the_law_as_it_is():
     assert near_walls(np.asarray(fix(langevin.clip))) > 2 * truly_near_walls(sigma, LINE)
 
 
+@pytest.mark.slow
 def test_a_walk_starts_where_it_is_told_to():
     # From noisy data at t = .4, not from the prior: law kept, and each end still near its start.
     x = draws(20_000, LINE, float(SCHEDULE(0.4)[1]))
@@ -358,7 +360,7 @@ def cross_entropy_and_bound(index, p, schedule, repeats):
 
 
 @pytest.mark.parametrize(
-    "start", [0.02, 0.2]
+    "start", [pytest.param(0.02, marks=pytest.mark.slow), 0.2]
 )  # certain at the start; and an honest share of the reconstruction: levels lie .25 apart
 def test_reflected_bound_of_independent_levels_is_their_cross_entropy(start):
     rng = np.random.default_rng(0)
@@ -460,7 +462,7 @@ _SLOW = [
     ("name", "dtype"),
     [
         ("diffusion", jnp.bfloat16),
-        ("flow", jnp.bfloat16),
+        pytest.param("flow", jnp.bfloat16, marks=pytest.mark.slow),
         *(pytest.param(*case, marks=pytest.mark.slow) for case in _SLOW),
     ],
 )
