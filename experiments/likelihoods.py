@@ -18,7 +18,8 @@ from diffjax.samplers import ode
 from experiments import build, data, metrics
 
 CALLS = 20_000  # of the network, an example each
-PIECE = 500  # examples at a time
+PIECE = 500  # examples at a time, fewer where an example's probabilities of levels are many
+HELD_AT_ONCE = 2**26  # of those numbers
 
 
 def rows(experiment: build.Experiment, params: object, held: np.ndarray, seed: int = 0) -> tuple[dict, dict]:
@@ -75,8 +76,9 @@ def _bound(experiment: build.Experiment, params: object, held: np.ndarray, seed:
     def measured(x0, salt):
         key, draws = jax.random.fold_in(jax.random.key(seed), salt), max(1, CALLS // len(x0))
         u = np.random.default_rng((seed, salt)).random(len(x0)).astype(np.float32)
-        starts = range(0, len(x0), PIECE)
-        terms = [bound(params, jax.random.fold_in(key, i), x0[i : i + PIECE], u[i : i + PIECE], draws) for i in starts]
+        piece = max(1, min(PIECE, HELD_AT_ONCE // (size * len(values))))
+        starts = range(0, len(x0), piece)
+        terms = [bound(params, jax.random.fold_in(key, i), x0[i : i + piece], u[i : i + piece], draws) for i in starts]
         return np.concatenate(terms, axis=1)
 
     train = data.training_sample(dataset, 20_000)["x0"]
@@ -94,8 +96,11 @@ def _bound(experiment: build.Experiment, params: object, held: np.ndarray, seed:
 
 def independent_pixels(train: np.ndarray, held: np.ndarray, values: np.ndarray) -> float:
     """Bits per dimension of each pixel's own histogram, one added to each count."""
-    index = lambda x: np.abs(x.reshape(len(x), -1, 1) - values).argmin(-1)
-    counts = (index(train)[..., None] == np.arange(len(values))).sum(0) + 1
+    index = lambda x: np.rint((x.reshape(len(x), -1) - values[0]) / (values[1] - values[0])).astype(int)
+    known = index(train)
+    counts = np.ones((known.shape[1], len(values)))
+    for pixel, found in enumerate(known.T):
+        counts[pixel] += np.bincount(found, minlength=len(values))
     share = counts / counts.sum(-1, keepdims=True)
     return float(-np.log2(np.take_along_axis(share, index(held).T, axis=1)).mean())
 
