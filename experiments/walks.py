@@ -128,7 +128,7 @@ SOLVERS = {
         "heun": _gaussian(lambda config: samplers.gaussian.heun(config.churn)),
         "dpmpp2": _gaussian(lambda config: samplers.gaussian.dpmpp(2)),
         "dpmpp3": _gaussian(lambda config: samplers.gaussian.dpmpp(3)),
-        "dpmpp2_sde": _gaussian(lambda config: samplers.gaussian.dpmpp(2, sde=True)),
+        "dpmpp2_sde": _gaussian(lambda config: samplers.gaussian.dpmpp(2, sde=True, corrected=True)),
         "dpmpp3_sde": _gaussian(lambda config: samplers.gaussian.dpmpp(3, sde=True)),
         "dpmpp_2s": _gaussian(lambda config: samplers.gaussian.dpmpp_2s(config.eta)),
         "deis2": _gaussian(lambda config: samplers.gaussian.deis(2)),
