@@ -176,8 +176,10 @@ def _points(name: str) -> Dataset:
 MIXED = {
     "torsions": lambda config: mixed.torsions(),
     "rotations": lambda config: mixed.rotations(),
+    "ink": lambda config: mixed.ink(),
     "correlated": lambda config: mixed.correlated(),
     "symbols": lambda config: mixed.symbols(),
+    "corners": lambda config: mixed.corners(),
     "joint": lambda config: mixed.joint(),
     "crystals": lambda config: crystals.crystals(config.dir),
 }

@@ -2,8 +2,10 @@
 
     torsions     backbone angles phi and psi of proteins, on the torus
     rotations    rotations from each residue's frame to the next, on SO(3)
+    ink          how a handwritten digit's ink is shared among regions, on the simplex
     correlated   two numbers correlated to .999
     symbols      three symbols of four, with a joint law that no product of marginals resembles
+    corners      the same three symbols as corners of a simplex, with noise inside it
     joint        a position, an angle, a rotation and a symbol that all tell the same thing
     crystals     perovskite cells (experiments.crystals)
 
@@ -209,6 +211,40 @@ def _side_by_side(images: list[Image.Image]) -> Image.Image:
     return sheet
 
 
+# ---------------------------------------------------------------------------------------------------------------- ink
+
+
+def ink(rows_of: int = 2, columns_of: int = 4) -> Mixed:
+    """The shares of ink of scikit-learn's 8x8 digits in regions of so many rows and columns: eight numbers that sum to 1."""
+    from sklearn import datasets  # takes a second to import
+
+    images = datasets.load_digits().images
+    images = images[np.random.default_rng(0).permutation(len(images))]  # the split of `digits`
+    each = images.reshape(-1, 8 // rows_of, rows_of, 8 // columns_of, columns_of).sum((2, 4)).reshape(len(images), -1)
+    p = (each / each.sum(1, keepdims=True)).astype(np.float32)
+
+    def figures(x: Tree) -> dict[str, float]:
+        q = x["ink"].astype(np.float64)
+        return {
+            "empty": float((q < 0.005).mean()),  # regions with next to nothing
+            "sides": float(np.corrcoef(q[:, 0], q[:, -2])[0, 1]),  # what is on the left above and below
+            "sum_error": float(np.abs(q.sum(1) - 1).max()),
+        }
+
+    def picture(samples: Tree, real: Tree) -> Image.Image:
+        shape = (-1, 8 // rows_of, 8 // columns_of)
+        tiles = samples["ink"][:64].reshape(shape).repeat(rows_of, 1).repeat(columns_of, 2)
+        return plots.grid((1 - 6 * tiles.clip(0, 1 / 3))[..., None])
+
+    return Mixed(
+        spaces={"ink": spaces.shares(p.shape[1])},
+        train={"ink": p[:1297]},
+        test={"ink": p[1297:]},
+        figures=figures,
+        picture=picture,
+    )
+
+
 # --------------------------------------------------------------------------------------------------------------- toys
 
 
@@ -231,20 +267,29 @@ def correlated(correlation: float = 0.999) -> Mixed:
     )
 
 
-def symbols(sites: int = 3, vocab: int = 4) -> Mixed:
+def _words(sites: int, vocab: int) -> tuple[np.ndarray, Callable[[int, int], np.ndarray]]:
+    """A law of words of which every marginal is uniform, and `(number, seed) -> [number, sites]`, draws of it."""
     shape = (vocab,) * sites
-    # Words whose letters sum to a multiple of the vocabulary, and a little of all others: every marginal is uniform.
+    # Words whose letters sum to a multiple of the vocabulary, and a little of all others.
     law = 0.02 + (np.indices(shape).sum(0) % vocab == 0)
     law /= law.sum()
 
-    def draw(number: int, seed: int) -> Tree:
+    def draw(number: int, seed: int) -> np.ndarray:
         flat = np.random.default_rng(seed).choice(law.size, number, p=law.reshape(-1))
-        return {"s": np.stack(np.unravel_index(flat, shape), 1).astype(np.int32)}
+        return np.stack(np.unravel_index(flat, shape), 1).astype(np.int32)
+
+    return law, draw
+
+
+def _spelled(law: np.ndarray, read: Callable[[Tree], np.ndarray], **facts: object) -> Mixed:
+    """Words of a known law; `read` makes letters of examples, the mask being one more than the last."""
+    sites, vocab = law.ndim, law.shape[0]
 
     def table(x: Tree) -> np.ndarray:
         counted = np.zeros((vocab + 1,) * sites)  # the mask too, which words on their way have
-        np.add.at(counted, tuple(x["s"].T), 1)
-        return counted[(slice(vocab),) * sites] / len(x["s"])
+        letters = read(x)
+        np.add.at(counted, tuple(letters.T), 1)
+        return counted[(slice(vocab),) * sites] / len(letters)
 
     def figures(x: Tree) -> dict[str, float]:
         found = table(x)
@@ -255,13 +300,28 @@ def symbols(sites: int = 3, vocab: int = 4) -> Mixed:
         both = np.stack([law.reshape(-1), table(samples).reshape(-1)])
         return plots.grid((2 * both / both.max() - 1)[:, None, :, None].repeat(8, 1), columns=1)
 
-    return Mixed(
-        spaces={"s": spaces.symbols(sites, vocab)},
-        train=draw(50_000, 0),
-        test=draw(10_000, 1),
-        figures=figures,
-        picture=picture,
-    )
+    return Mixed(figures=figures, picture=picture, **facts)
+
+
+def symbols(sites: int = 3, vocab: int = 4) -> Mixed:
+    law, draw = _words(sites, vocab)
+    facts = {"train": {"s": draw(50_000, 0)}, "test": {"s": draw(10_000, 1)}}
+    return _spelled(law, lambda x: x["s"], spaces={"s": spaces.symbols(sites, vocab)}, **facts)
+
+
+def corners(sites: int = 3, vocab: int = 4) -> Mixed:
+    law, draw = _words(sites, vocab)
+    names = [f"letter_{i}" for i in range(sites)]
+
+    # A part for each letter: so they may have times of their own, and a letter be asked for while the others are told.
+    def one_hot(number: int, seed: int) -> Tree:
+        return dict(zip(names, np.eye(vocab, dtype=np.float32)[draw(number, seed).T][:, :, None], strict=True))
+
+    def read(x: Tree) -> np.ndarray:  # the nearest corner, of those on their way
+        return np.stack([x[name].argmax(-1)[:, 0] for name in names], 1)
+
+    facts = {"train": one_hot(50_000, 0), "test": one_hot(10_000, 1)}
+    return _spelled(law, read, spaces={name: spaces.corners(1, vocab) for name in names}, **facts)
 
 
 def joint(classes: int = 5) -> Mixed:

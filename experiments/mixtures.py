@@ -73,7 +73,7 @@ def mixture(
         own_times, held = 0.0, 0.0
 
     def read(params, xt, times):
-        seen = [spaces[n].features(xt[n]) for n in names]
+        seen = [spaces[n].features(xt[n], jnp.broadcast_to(times[n], xt[n].shape[:1])) for n in names]
         clocks = [layers.sinusoidal(times[n]) for n in names]
         batch = seen[0].shape[0]
         clocks = [jnp.broadcast_to(c, (batch, c.shape[-1])) for c in clocks]
@@ -84,7 +84,10 @@ def mixture(
 
     def init(key):
         example = {n: jnp.zeros((1, *spaces[n].event), spaces[n].dtype) for n in names}
-        seen = sum(spaces[n].features(example[n]).shape[-1] + layers.sinusoidal(jnp.zeros(1)).shape[-1] for n in names)
+        seen = sum(
+            spaces[n].features(example[n], jnp.ones(1)).shape[-1] + layers.sinusoidal(jnp.zeros(1)).shape[-1]
+            for n in names
+        )
         return net.init(key, jnp.zeros((1, seen)), jnp.zeros(1))
 
     def loss(params, key, index, batch, count):

@@ -1,10 +1,11 @@
-"""Vectors, angles, rotations and symbols as parts of an example, for a network that guesses them all (`experiments.mixtures`).
+"""Vectors, angles, rotations, shares and symbols as parts of an example, for a network that guesses them all (`experiments.mixtures`).
 
 A `Space` is one part: its process, what the network sees of it, and what the network's numbers mean. They describe components of a mixture,
 each a law of x_0 given x_t with a density and a draw.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,8 @@ from jax import Array
 
 from diffjax import numerics, schedules
 from diffjax.numerics import expand_right
-from diffjax.processes import Process, discrete, gaussian, so3, torus
+from diffjax.processes import Process, cube, discrete, gaussian, simplex, so3, torus
+from diffjax.processes.base import require
 
 Tree = dict[str, Any]
 
@@ -27,7 +29,7 @@ class Space:
       process: its noise.
       event: shape of the part in one example.
       dtype: of its data.
-      features: `(xt) -> [batch, f]`, what the network sees.
+      features: `(xt, t) -> [batch, f]`, what the network sees.
       embed: `(x) -> [batch, ...]`, a map to a flat space with chordal distances, for metrics.
       outputs: how many numbers of the network describe it, for each component.
       log_density: `(raw [batch, k, outputs], xt, t [batch], x0) -> [batch, k]`, log of each component's density at x0, in nats.
@@ -37,11 +39,22 @@ class Space:
     process: Process
     event: tuple[int, ...]
     dtype: Any
-    features: Callable[[Array], Array]
+    features: Callable[[Array, Array], Array]
     embed: Callable[[Any], Any]
     outputs: int
     log_density: Callable[..., Array]
     draw: Callable[..., Array]
+
+
+def _from_nothing(unit: float, most: float) -> schedules.Schedule:
+    """Noise that grows like `schedules.ve` above `unit`, and in proportion to t below, from none at all: a walk then ends on its guess."""
+    growth = math.log1p(most / unit)
+
+    def schedule(t):
+        (t,) = numerics.upcast(t)
+        return jnp.ones_like(t), unit * jnp.expm1(growth * t)
+
+    return schedule
 
 
 def _width(raw: Array, scale: Array) -> Array:
@@ -93,7 +106,7 @@ def vector(size: int) -> Space:
         process=gaussian.process(schedule),
         event=(size,),
         dtype=jnp.float32,
-        features=lambda xt: xt,
+        features=lambda xt, t: xt,
         embed=lambda x: x,
         outputs=2 * size + len(below),
         log_density=log_density,
@@ -141,7 +154,7 @@ def angles(size: int) -> Space:
         process=torus.process(schedule),
         event=(size,),
         dtype=jnp.float32,
-        features=directions,
+        features=lambda xt, t: directions(xt),
         embed=directions,
         outputs=3 * size,
         log_density=log_density,
@@ -179,9 +192,86 @@ def rotations(size: int) -> Space:
         process=so3.process(schedule),
         event=(size, 4),
         dtype=jnp.float32,
-        features=lambda xt: matrix(xt).reshape(xt.shape[0], 6 * size),
+        features=lambda xt, t: matrix(xt).reshape(xt.shape[0], 6 * size),
         embed=lambda x: so3.to_matrix(jnp.asarray(x)),
         outputs=7 * size,
+        log_density=log_density,
+        draw=draw,
+    )
+
+
+def shares(size: int) -> Space:
+    """A probability vector of `size` entries under reflected noise of standard deviation up to 3; components are kernels of the box.
+
+    In the coordinates of the box, where density is that of the simplex up to a constant. The network describes a component as it would be without noise,
+    by a center and a width; x_t adds its own as a normal law does to another, which is Bayes' rule away from the walls, and close to it elsewhere.
+
+    Example:
+      >>> shares(4).outputs  # a center and a width in each of three coordinates
+      6
+    """
+    schedule = _from_nothing(0.01, 3.0)
+
+    def read(raw, ut, t):
+        center, log_width = jnp.split(raw, 2, axis=-1)
+        precise, seen = jnp.exp(-2 * jnp.clip(log_width, -4.0, 0.7)), 1 / (expand_right(schedule(t)[1], ut) ** 2 + 1e-8)
+        mean = (precise * jax.nn.sigmoid(center) + seen * ut) / (precise + seen)
+        return mean, 1 / jnp.sqrt(precise + seen) + 1e-3
+
+    def log_density(raw, xt, t, x0):
+        mean, width = jax.vmap(read, in_axes=(1, None, None), out_axes=1)(raw, simplex.to_cube(xt), t)
+        u0 = jnp.broadcast_to(simplex.to_cube(x0)[:, None], mean.shape)
+        return jnp.sum(cube.log_kernel(mean, u0, width), axis=-1) + math.lgamma(size)
+
+    def draw(key, raw, xt, t):
+        mean, width = read(raw, simplex.to_cube(xt), t)
+        return simplex.from_cube(cube.corrupt(key, mean, width))
+
+    return Space(
+        process=simplex.process(schedule),
+        event=(size,),
+        dtype=jnp.float32,
+        features=lambda xt, t: jnp.concatenate([xt, 2 * simplex.to_cube(xt) - 1], axis=-1),
+        embed=lambda x: x,
+        outputs=2 * (size - 1),
+        log_density=log_density,
+        draw=draw,
+    )
+
+
+def corners(size: int, vocab: int) -> Space:
+    """`size` symbols 0..vocab-1 as corners of a simplex each, under reflected noise inside it; components are categorical over corners.
+
+    The network's logits are those of the symbols without noise; each corner's own density at x_t completes them to the exact posterior. It sees
+    that posterior for a flat prior.
+
+    Example:
+      >>> corners(5, vocab=4).event
+      (5, 4)
+    """
+    process = simplex.process(_from_nothing(0.01, 3.0))
+    log_kernel, eye = require(process, "log_prob"), jnp.eye(vocab)
+
+    def log_p(raw, xt, t):
+        shape = (*xt.shape[:-1], vocab, vocab)  # from every corner to every point
+        there = jnp.broadcast_to(xt[..., None, :], shape)
+        told = log_kernel(jnp.broadcast_to(eye, shape), there, jnp.broadcast_to(expand_right(t, xt), shape[:-1]))
+        return jax.nn.log_softmax(raw.reshape(*raw.shape[:-1], size, vocab) + told, axis=-1)
+
+    def log_density(raw, xt, t, x0):
+        log = jax.vmap(log_p, in_axes=(1, None, None), out_axes=1)(raw, xt, t)
+        return jnp.sum(jnp.take_along_axis(log, jnp.argmax(x0, -1)[:, None, :, None], axis=-1), axis=(-1, -2))
+
+    def draw(key, raw, xt, t):
+        return jax.nn.one_hot(categorical(key, log_p(raw, xt, t)), vocab, dtype=xt.dtype)
+
+    return Space(
+        process=process,
+        event=(size, vocab),
+        dtype=jnp.float32,
+        features=lambda xt, t: jnp.exp(log_p(jnp.zeros((1, size * vocab)), xt, t)).reshape(xt.shape[0], -1),
+        embed=lambda x: x,
+        outputs=size * vocab,
         log_density=log_density,
         draw=draw,
     )
@@ -214,7 +304,7 @@ def symbols(size: int, vocab: int) -> Space:
         process=discrete.absorbing(schedule, vocab=vocab),
         event=(size,),
         dtype=jnp.int32,
-        features=lambda xt: jax.nn.one_hot(xt, vocab + 1).reshape(xt.shape[0], -1),
+        features=lambda xt, t: jax.nn.one_hot(xt, vocab + 1).reshape(xt.shape[0], -1),
         embed=lambda x: jax.nn.one_hot(x, vocab),
         outputs=size * vocab,
         log_density=log_density,

@@ -60,6 +60,36 @@ def test_draws_follow_densities_of_mass_one(space, reach):
         assert np.abs(below - (np.arange(20_000) + 0.5) / 20_000).max() < 0.02  # by chance once in 4 million
 
 
+def test_shares_have_densities_of_mass_one_and_draws_that_follow_them():
+    # Of two shares one tells all: the density is over p_1, in [0, 1].
+    space = spaces.shares(2)
+    seen = jnp.array([[0.15, 0.85]])
+    density, draw = law(space, jnp.array([[0.8, -1.5]]), seen)
+    p = (np.arange(20_000) + 0.5) / 20_000
+    for t in (0.02, 0.5, 1.0):
+        pairs = jnp.asarray(np.stack([p, 1 - p], 1), jnp.float32)
+        mass = np.exp(np.asarray(density(pairs, jnp.float32(t)), np.float64)) / len(p)
+        np.testing.assert_allclose(mass.sum(), 1, rtol=1e-3)
+        x = np.sort(np.asarray(draw(jax.random.key(1), 20_000, t)[:, 0], np.float64))
+        below = np.interp(x, p, np.cumsum(mass))
+        assert np.abs(below - (np.arange(20_000) + 0.5) / 20_000).max() < 0.02  # by chance once in 4 million
+
+
+def test_corners_are_weighed_by_bayes_rule():
+    space, t = spaces.corners(2, 3), jnp.array([0.45])
+    raw = jax.random.normal(jax.random.key(0), (1, 1, 6))
+    words = [(i, j) for i in range(3) for j in range(3)]
+    corner = lambda word: jnp.eye(3)[jnp.array(word)][None]
+    xt = space.process.corrupt(jax.random.key(1), corner((0, 2)), t)
+    density, log_kernel = jax.jit(space.log_density), jax.jit(space.process.log_prob)
+    ours = jnp.stack([density(raw, xt, t, corner(word))[0, 0] for word in words])
+    prior = [raw[0, 0, i] + raw[0, 0, 3 + j] for i, j in words]
+    told = [log_kernel(corner(word), xt, t)[0] for word in words]
+    np.testing.assert_allclose(ours, jax.nn.log_softmax(jnp.stack(prior) + jnp.stack(told)), atol=1e-5)
+    drawn = space.draw(jax.random.key(2), raw[:, 0], xt, t)
+    np.testing.assert_array_equal(np.sort(drawn, -1), np.broadcast_to([0, 0, 1], (1, 2, 3)))
+
+
 def test_a_symbol_that_is_there_is_known():
     words = spaces.symbols(1, 6)
     raw = jax.random.normal(jax.random.key(0), (1, 1, 6))
@@ -138,13 +168,16 @@ def test_parts_held_clean_stay_and_a_guess_keeps_what_is_known():
 @pytest.mark.parametrize("turns", [0, pytest.param(1, marks=pytest.mark.slow)])  # heat kernels take long to compile
 def test_loss_has_finite_gradients_for_every_space(turns):
     parts = {"a": spaces.vector(2), "b": spaces.angles(3), "d": spaces.symbols(2, 5)}
-    parts |= {"c": spaces.rotations(1)} if turns else {}
+    parts |= {"e": spaces.shares(4)}
+    parts |= {"c": spaces.rotations(1), "f": spaces.corners(2, 3)} if turns else {}
     model = mixtures.mixture(parts, network, components=3, own_times=0.3, held=0.3)
     params = model.init(jax.random.key(0))
     n = 64
     like = {k: jax.ShapeDtypeStruct((n, *s.event), s.dtype) for k, s in parts.items()}
     x0 = model.process.prior(jax.random.key(1), like)
     x0["d"] = jnp.zeros((n, 2), jnp.int32)
+    x0["e"] = x0["e"].at[: n // 2].set(jnp.array([0.0, 0.5, 0.5, 0.0]))  # at an edge
+    x0 |= {"f": jnp.broadcast_to(jnp.eye(3)[:2], (n, 2, 3))} if turns else {}
     loss = lambda p, key: model.loss(p, key, jnp.arange(n), {"x0": x0}, n).mean()
     value, gradient = jax.jit(jax.value_and_grad(loss))(params, jax.random.key(2))
     assert np.isfinite(value)
@@ -281,11 +314,22 @@ def test_proteins_split_by_chain():
     np.testing.assert_allclose(np.linalg.norm(turns.train["rotations"], axis=-1), 1, atol=1e-6)
 
 
+def test_ink_is_shared_and_left_goes_with_left():
+    ink = mixed.ink()
+    assert mixed.size(ink.train) + mixed.size(ink.test) == 1797
+    assert ink.figures(ink.test)["sum_error"] < 1e-6
+    assert ink.figures(ink.test)["sides"] > 0.7
+    assert abs(ink.figures(mixed.independent(ink.train, 2000))["sides"]) < 0.15  # six standard deviations
+
+
 def test_toys_say_what_they_claim():
     toy = mixed.joint()
     assert all(v > 0.99 for v in toy.figures(toy.test).values())
     assert all(v < 0.3 for v in toy.figures(mixed.independent(toy.train, 4000)).values())
     words = mixed.symbols()
+    assert words.figures(words.test)["total_variation"] < 0.05
+    assert words.figures(mixed.independent(words.train, 10_000))["total_variation"] > 0.3
+    words = mixed.corners()
     assert words.figures(words.test)["total_variation"] < 0.05
     assert words.figures(mixed.independent(words.train, 10_000))["total_variation"] > 0.3
     pair = mixed.correlated()
@@ -294,7 +338,8 @@ def test_toys_say_what_they_claim():
 
 def test_pictures_are_drawn_of_samples_on_their_way(twin):
     number = 20
-    for toy in (mixed.torsions(), mixed.rotations(), mixed.correlated(), mixed.symbols(), mixed.joint(), twin):
+    toys = (mixed.torsions(), mixed.rotations(), mixed.ink(), mixed.correlated(), mixed.symbols(), mixed.corners())
+    for toy in (*toys, mixed.joint(), twin):
         noise = mixed.noise(toy, number)  # symbols are masks
         real = mixed.rows(toy.test, np.arange(number))
         assert toy.picture(noise, toy.test).tobytes() != toy.picture(real, toy.test).tobytes()
