@@ -20,9 +20,10 @@ from PIL import Image
 
 import experiments
 from diffjax import schedules
-from diffjax.processes import predictions
+from diffjax.processes import cube, predictions
 from experiments import (
     UserError,
+    box2d,
     build,
     checkpoints,
     configs,
@@ -109,9 +110,21 @@ def test_a_mistake_is_one_line_that_says_what_to_do(capsys, tmp_path):
         ("--config.batch_size=63", "does not divide among 8 devices"),
         ("--config.data.name=digit", "did you mean digits?"),
         ("--config.sampler.eta=2.0", "eta in [0, 1]"),
+        ("--config.space=cube", "choose among plane, box"),
+        ("--config.sampler.name=reflected", "reflected walks on the box, and config.space=plane"),
+        ("--config.space=box", "ancestral walks on the plane, and config.space=box; choose among reflected"),
     ]:
         more = ["--config.sampler.name=ddim"] if "eta" in flag else []
         assert word in fails(capsys, train.main, "--workdir", tmp_path / "a", *more, flag)
+    for flag, word in [
+        ("--config.data.name=spiral", "needs data between two bounds"),
+        ("--config.prediction=eps", "needs config.prediction=score or levels"),
+        ("--config.loss=absolute", "needs config.loss=squared"),
+        ("--config.schedule.sigma_max=1.0", "from 0.003 to 1"),
+        ("--config.sampler.noise=-1.0", "noise in [0, 1]"),
+        ("--config.data.name=torsions", "for one array"),
+    ]:
+        assert word in fails(capsys, train.main, "--config", "box2d", "--workdir", tmp_path / "a", flag)
     assert not (tmp_path / "a").exists()
     for program in (sample, evaluate):
         assert "there is no run in" in fails(capsys, program.main, "--workdir", tmp_path / "a")
@@ -188,6 +201,26 @@ def test_digits_are_split_once_and_lie_on_seventeen_levels():
     both = np.concatenate([train_x0, digits.test["x0"]])
     np.testing.assert_array_equal(np.unique(both), np.linspace(-1, 1, 17))
     assert set(digits.test["label"]) == set(range(10))
+
+
+def test_box2d_is_drawn_from_its_density():
+    edges = (np.arange(500) + 0.5) / 500
+    grid = np.stack(np.meshgrid(edges, edges, indexing="ij"), -1).reshape(-1, 2)
+    wall = (np.minimum(grid, 1 - grid) < 0.01).any(1)
+    for noise in (0.0, 0.1, 3.0):
+        density = np.exp(box2d.log_prob(grid, noise))
+        np.testing.assert_allclose(density.mean(), 1, rtol=1e-6)
+    np.testing.assert_allclose(density, 1, rtol=1e-5)  # the box is full
+    density = np.exp(box2d.log_prob(grid))
+    np.testing.assert_allclose(
+        (density * wall).mean(), box2d.wall_share(0.01), rtol=1e-3
+    )  # the midpoint rule errs by 2e-4
+    # Shares of draws in cells: chi squared of 400 cells, above 560 by chance once in 10 million.
+    x = box2d.draw(np.random.default_rng(0), 200_000)
+    assert ((x >= 0) & (x <= 1)).all()
+    cells = lambda weights, x: np.histogram2d(*x.T, bins=20, range=[[0, 1], [0, 1]], weights=weights)[0]
+    expected = cells(density, grid) * len(x) / len(grid)
+    assert ((cells(None, x) - expected) ** 2 / expected).sum() < 560
 
 
 def test_an_image_is_cropped_to_its_middle_square_and_resized():
@@ -307,6 +340,61 @@ def test_every_solver_by_its_name(solver):
     np.testing.assert_allclose(end, 0.25, atol=1e-5)
 
 
+@pytest.mark.parametrize("solver", walks.SOLVERS["box"])
+def test_on_the_box_no_state_is_ever_outside_and_each_solver_finds_a_point(solver):
+    flags = [f"--config.sampler.name={solver}", "--config.sampler.steps=30", "--config.sampler.chunk=8"]
+    config = configs.override(configs.load("box2d"), [*flags, "--config.network.features=(8,)"])
+    experiment = build.experiment(config)
+    params = jax.tree.map(lambda x: 3 * x + 0.3, experiment.init(jax.random.key(0)))  # far from any sense
+    end, walk = walks.sampler(experiment, keep_walk=True)(params, 8, seed=0)
+    assert walk.shape == (31, 8, 2)
+    assert ((walk >= 0) & (walk <= 1)).all()
+    np.testing.assert_array_equal(walk[-1], end)
+    # Data at one point near a corner, by its exact score: what is left is the last noise, .003.
+    config = configs.override(config, ["--config.sampler.steps=100"])
+    schedule, point = schedules.ve(0.003, 5.0), jnp.array([0.02, 0.7])
+    score = lambda xt, t: cube.score(point[None], xt, schedule(t)[1])
+    model = build.Model(ground=grounds.box((0.0, 1.0)), schedule=schedule, predict=score)
+    known = dataclasses.replace(build.experiment(config), model=lambda params: model)
+    end = walks.sampler(known)((), 8, seed=0)
+    np.testing.assert_allclose(end, np.broadcast_to(point, (8, 2)), atol=0.02)  # 6 standard deviations
+    config.sampler.denoise = True
+    clean = walks.sampler(dataclasses.replace(known, config=config))((), 8, seed=0)
+    np.testing.assert_allclose(clean, np.broadcast_to(point, (8, 2)), atol=1e-4)
+
+
+def test_guidance_on_the_box_leaves_the_class_that_is_hidden_behind():
+    # Classes are told apart by where they lie; the class that is not told, -1, lies elsewhere. A weight of -1 leaves that alone.
+    schedule, ground = schedules.ve(0.01, 5.0), grounds.box((-1.0, 1.0))
+
+    def score(xt, t, label):
+        place = jnp.where(label < 0, 0.9, 0.1 + 0.05 * label.astype(jnp.float32))
+        return cube.score(jnp.broadcast_to(place[:, None, None, None], xt.shape), xt, schedule(t)[1])
+
+    model = build.Model(ground=ground, schedule=schedule, predict=score)
+    for weight, expected in [(-1.0, 0.9), (0.0, 0.25)]:
+        flags = [f"--config.sampler.guidance={weight}", "--config.sampler.chunk=4"]
+        experiment = build.experiment(configs.override(configs.load("digits_reflected"), flags))
+        draw = walks.sampler(dataclasses.replace(experiment, model=lambda params: model))
+        end = draw((), 4, seed=0, label=3)
+        np.testing.assert_allclose(
+            end, 2 * expected - 1, atol=1e-4
+        )  # seen as data are, on [-1, 1], without the last noise
+
+
+@pytest.mark.parametrize("prediction", ["score", "levels"])
+def test_images_are_taught_on_the_box(prediction):
+    config = configs.override(configs.load("digits_reflected"), [f"--config.prediction={prediction}"])
+    config.network = ConfigDict({"name": "mlp", "features": (16,)})
+    experiment = build.experiment(config)
+    params = experiment.init(jax.random.key(0))
+    batch = jax.tree.map(jnp.asarray, data.training_sample(experiment.dataset, 128))
+    loss = lambda params: experiment.loss_fn(params, jax.random.key(1), jnp.arange(128), batch).mean()
+    value, slopes = jax.jit(jax.value_and_grad(loss))(params)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((value, slopes)))
+    assert max(np.abs(x).max() for x in jax.tree.leaves(slopes)) > 0
+
+
 def test_a_learned_schedule_trains_beside_its_network():
     config = configs.override(
         configs.load("digits_levels"), ["--config.schedule.name=learned", "--config.batch_size=8"]
@@ -387,6 +475,32 @@ def test_a_run_holds_what_it_promises_and_refuses_another_config(capsys, tmp_pat
     assert "guidance needs" in fails(capsys, sample.main, "--workdir", tmp_path, "--guidance", "1.0")
     assert "not a class" in fails(capsys, sample.main, "--workdir", tmp_path, "--label", "1")
     assert "choose among ancestral" in fails(capsys, sample.main, "--workdir", tmp_path, "--solver", "rk45")
+
+
+@pytest.mark.slow
+def test_a_run_on_the_box_reports_its_walls_and_likelihoods(tmp_path):
+    args = [*SMALL, "--workdir", str(tmp_path), "--config.sample_every=20"]
+    assert train.main(["--config", "box2d", *args]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    names = {"energy_distance", "sliced_wasserstein", "wall_share", "wall_share_half", "nats", "nats_bound"}
+    assert set(report["metrics"]) == names
+    assert report["outside"] == 0
+    assert report["metrics"]["wall_share"]["floor"][0] == pytest.approx(box2d.wall_share(0.01), abs=0.15)
+    for solver in walks.SOLVERS["box"]:
+        sample.main(["--workdir", str(tmp_path), "--num", "20", "--solver", solver, "--steps", "3"])
+        with np.load(tmp_path / "samples.npz") as kept:
+            assert ((kept["samples"] >= 0) & (kept["samples"] <= 1)).all()
+
+
+@pytest.mark.slow
+def test_box2d_is_learned(tmp_path):
+    assert train.main(["--config", "box2d", "--workdir", str(tmp_path), "--config.sample_every=0"]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    rows, likely = report["metrics"], report["likelihood"]["nats_bound"]
+    assert rows["energy_distance"]["value"] <= 4e-4  # four standard deviations of its floor
+    for name, distance in [("wall_share", 0.01), ("wall_share_half", 0.005)]:
+        assert rows[name]["value"] == pytest.approx(box2d.wall_share(distance), rel=0.1)
+    assert abs(likely["above_nats"]) < 4 * likely["above_nats_error"]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(capsys, tmp_path):
