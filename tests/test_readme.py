@@ -54,6 +54,8 @@ def small(command, folder):
     """A README command as this interpreter runs it, with its workdir in a temporary folder, for a few steps."""
     words = shlex.split(command)
     words = [sys.executable, *words[words.index("-m") :]]
+    if "experiments.reflected" in words:
+        return [*words, "--quick", "--out", str(folder / "reflected")]
     if "experiments.langevin" in words:
         return [*words, "--steps", "20", "--chains", "100", "--picture", str(folder / "langevin.png")]
     if "--workdir" in words:
