@@ -63,7 +63,7 @@ def _bridge(config: ConfigDict) -> Callable[..., Any]:
 
 
 def _flow(config: ConfigDict) -> Callable[..., Any]:
-    """The probability flow by Runge-Kutta steps of four evaluations each; on the box it runs unfolded."""
+    """The probability flow, unfolded, by Runge-Kutta steps of four evaluations each."""
 
     def walk(key, model, predict, x0_hat, xt, times, keep):
         end = ode.sample(model.ground.flow(predict, model.schedule), xt, times, track=_state if keep else None)
@@ -122,7 +122,6 @@ SOLVERS = {
     "plane": {
         "ancestral": _gaussian(lambda config: samplers.gaussian.ancestral()),
         "bridge": _bridge,
-        "flow": _flow,
         "ddim": _gaussian(lambda config: samplers.gaussian.ddim(config.eta)),
         "euler": _gaussian(lambda config: samplers.gaussian.euler()),
         "heun": _gaussian(lambda config: samplers.gaussian.heun(config.churn)),
