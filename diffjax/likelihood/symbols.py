@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 from diffjax import numerics, schedules
 from diffjax.likelihood.bounds import Bound
 from diffjax.processes.base import Process, require
+from diffjax.processes.survival import lost
 from diffjax.schedules import Schedule
 
 
@@ -118,9 +119,9 @@ def discrete(
 
 
 def _log_marginals(process: Process, x0: Array, t: Array, count: int) -> Array:
-    # log q(x_t = k | x_0) for every k: a time for each site makes it an example of its own.
-    each = jnp.broadcast_to(t, x0.shape)
-    one = lambda k: require(process, "log_prob")(x0, jnp.full_like(x0, k), each)
+    # log q(x_t = k | x_0) for every k and every site, each site as an event of its own.
+    every = jax.vmap(require(process, "log_prob"), in_axes=(0, 0, None))
+    one = lambda k: every(x0.ravel(), jnp.full_like(x0, k).ravel(), t).reshape(x0.shape)
     return jnp.stack([one(k) for k in range(count)], axis=-1)
 
 
@@ -176,6 +177,5 @@ def masked(
     chosen = jnp.take_along_axis(log_p, x0[..., None], axis=-1)[..., 0]
     hidden = xt == mask
     nats = numerics.sum_event(jnp.where(hidden, -chosen, jnp.zeros_like(chosen)), t)
-    alpha, _ = schedule(t)
     rate, _ = schedules.rates(t, schedule=schedule)
-    return -slope * numerics.safe_divide(rate * nats, 1 - alpha)
+    return -slope * numerics.safe_divide(rate * nats, lost(0.0, t, schedule=schedule))

@@ -18,6 +18,8 @@ with x_0 summed out over a network's guess, in O(K) instead of O(K^2).
 Where the two ends cannot be joined (pi(x_t) = 0 and x_0 != x_t: an unmasked symbol and another guess) there is no law to draw from. All
 bridges then keep x_t, which is what a sampler wants: what has been revealed stays.
 
+Everything is made of what is *lost* of alpha, which keeps its digits near the data too (`diffjax.processes.survival`).
+
 alpha is read as it is. Where the literature means a Gaussian's alpha-bar, such as the cosine of Nichol and Dhariwal, that is alpha squared:
 `lambda t: (schedule(t)[0] ** 2, schedule(t)[1])`.
 
@@ -52,6 +54,7 @@ from diffjax.processes.step_matrices import (
     neighbour_steps,
     uniform_steps,
 )
+from diffjax.processes.survival import legs, lost, survival
 from diffjax.schedules import Schedule
 
 __all__ = [
@@ -69,37 +72,7 @@ __all__ = [
     "uniform_steps",
 ]
 
-# -------------------------------------------------------------------------------------------------------- survival
-
-
-def survival(t: ArrayLike, *, schedule: Schedule) -> Array:
-    """The probability alpha(t) that a symbol has not jumped by t, of t's shape, in [0, 1] and exactly 1 at t = 0.
-
-    A schedule's rounding may leave 1 - 6e-8 at t = 0, and clean data must stay clean.
-
-    Example:
-      >>> from diffjax import schedules
-      >>> print(survival(jnp.array([0.0, 0.25, 1.0]), schedule=schedules.rectified()))
-      [1.   0.75 0.  ]
-    """
-    alpha = schedule(t)[0]
-    alpha = jnp.clip(alpha, jnp.zeros_like(alpha), jnp.ones_like(alpha))
-    return jnp.where(jnp.broadcast_to(jnp.asarray(t) == 0, alpha.shape), jnp.ones_like(alpha), alpha)
-
-
-def _legs(s: ArrayLike, t: ArrayLike, *, schedule: Schedule) -> tuple[Array, Array, Array, Array]:
-    """The survivals over [0, s] and [s, t] and what each lacks of 1: `(a, 1 - a, b, 1 - b)`, in the times' shapes.
-
-    1 - b comes from the difference of the alphas, so that short steps keep their digits. Where alpha_s = 0 nothing is left to
-    decay and b = 1: s = t is then the identity there too.
-    """
-    a, alpha_t = survival(s, schedule=schedule), survival(t, schedule=schedule)
-    a, alpha_t = numerics.upcast(a, alpha_t)
-    dead = a == 0
-    alive = jnp.where(dead, jnp.ones_like(a), a)
-    decay = jnp.clip((a - alpha_t) / alive, jnp.zeros_like(a), jnp.ones_like(a))
-    return a, 1 - a, jnp.where(dead, jnp.ones_like(decay), alpha_t / alive), decay
-
+_SMALL = 1e-30  # products of probabilities below it may leave float32
 
 # ------------------------------------------------------------------------------------------------- x_0 marginalised
 
@@ -145,7 +118,7 @@ def posterior_logits(
     """
     symbols = np.shape(stationary)[-1] if np.ndim(stationary) == 1 else 0
     chains.check_logits(logits_x0, xt, symbols)
-    guess, pi, *coefficients = numerics.upcast(logits_x0, stationary, *_legs(s, t, schedule=schedule))
+    guess, pi, *coefficients = numerics.upcast(logits_x0, stationary, *legs(s, t, schedule=schedule))
     for c in coefficients:
         numerics.check_batch(c, xt)
     a, lost_a, b, lost_b = (expand_right(c, guess) for c in coefficients)
@@ -156,14 +129,23 @@ def posterior_logits(
     forgotten = lost_a + a * lost_b  # 1 - ab as a sum of positives
     elsewhere = forgotten * pi_t  # q(x_t | x_0) for x_0 != x_t
 
-    ways = jnp.where(here, a * b + elsewhere, elsewhere)
-    log_q = jax.nn.log_softmax(guess) - _log(jnp.where(ways > 0, ways, jnp.ones_like(ways)))
-    total = jax.nn.logsumexp(log_q, axis=-1, keepdims=True)
-    first = chains.log_sum(_log(a) + log_q, _log(lost_a * pi) + total)
-    out = first + jnp.where(here, _log(b + lost_b * pi_t), _log(lost_b * pi_t))
+    # q(x_0), from `share = q(x_t | elsewhere) / q(x_t | x_t)`: from x_t itself there are more ways to x_t.
+    share = numerics.safe_divide(elsewhere, a * b + elsewhere)
+    guess = jax.nn.log_softmax(guess)
+    q = jnp.exp(guess) * jnp.where(here, share, jnp.ones_like(share))
+    total = jnp.sum(q, axis=-1, keepdims=True)
+    log_q = guess + jnp.where(here, _log(share), jnp.zeros_like(share)) - _log(total)
+    first = a * numerics.safe_divide(q, total) + lost_a * pi
+    last, last_here = lost_b * pi_t, b + lost_b * pi_t
+    joined = first * jnp.where(here, last_here, last)
+    norm = jnp.sum(joined, axis=-1, keepdims=True)
+    # Products keep the digits of what is likely, logs what float32 cannot hold.
+    log_first = chains.log_sum(_log(a) + log_q, _log(lost_a) + _log(pi))
+    far = log_first + jnp.where(here, _log(last_here), _log(last)) - _log(norm)
+    out = jnp.where(joined > _SMALL, _log(numerics.safe_divide(joined, norm)), far)
     # x_t = x_0 for sure: x_s is there too, whatever the guess says.
     certain = jnp.where(here, jnp.zeros_like(out), jnp.full_like(out, -jnp.inf))
-    return jnp.where(elsewhere > 0, out, certain).astype(logits_x0.dtype)
+    return jnp.where(elsewhere > _SMALL, out, certain).astype(logits_x0.dtype)
 
 
 # -------------------------------------------------------------------------------------------------- jump processes
@@ -199,7 +181,7 @@ def _jump(
 
     def bridge(key, x0, xt, s, t):
         x0 = chains.check_pair(symbols, x0, xt)
-        a, lost_a, b, lost_b = (expand_right(c, xt) for c in _legs(s, t, schedule=schedule))
+        a, lost_a, b, lost_b = (expand_right(c, xt) for c in legs(s, t, schedule=schedule))
         pi_t = mass(xt, a.dtype)
         to_x0 = a * lost_b * pi_t + jnp.where(x0 == xt, a * b, jnp.zeros_like(pi_t))
         to_xt = lost_a * b * pi_t
@@ -212,7 +194,7 @@ def _jump(
     def log_prob(x0, xt, t):
         x0 = chains.check_pair(symbols, x0, xt)
         alpha = expand_right(survival(t, schedule=schedule), xt)
-        renewed = (1 - alpha) * mass(xt, alpha.dtype)
+        renewed = expand_right(lost(0.0, t, schedule=schedule), xt) * mass(xt, alpha.dtype)
         return numerics.sum_event(_log(renewed + jnp.where(x0 == xt, alpha, jnp.zeros_like(alpha))), t)
 
     def marginalised(logits_x0, xt, s, t):

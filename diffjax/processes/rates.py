@@ -33,7 +33,7 @@ from diffjax import numerics
 from diffjax.numerics import expand_right
 from diffjax.processes import chains
 from diffjax.processes.base import Process
-from diffjax.processes.discrete import survival
+from diffjax.processes.survival import hazard
 from diffjax.schedules import Schedule
 
 _UNIT = 0.25  # the series serves up to this many expected events
@@ -53,8 +53,6 @@ def process(rate_matrix: ArrayLike, schedule: Schedule) -> Process:
       a `Process` on integers in [0, K), of any integer dtype that holds K - 1; all capabilities but `score`. `prior` draws from
       the chain's limit law, averaged over where it starts (which an irreducible chain forgets). Where the ends cannot be joined,
       bridges keep x_t. It serves K up to some hundreds; beyond, `discrete.jump` costs nothing per symbol.
-      alpha's own rounding, 6e-8 in float32, moves a law by up to 6e-8 times the fastest rate in total variation; the rest is of
-      order 2e-7. So let rates be of order 1.
 
     Raises:
       ValueError: not square, negative rates off the diagonal, or rows that do not sum to 0.
@@ -73,18 +71,15 @@ def process(rate_matrix: ArrayLike, schedule: Schedule) -> Process:
     q, jumps, tables, limit = _tables(rate_matrix)
     symbols = len(limit)
 
-    def run(v: Array, since: Array, until: Array, transpose: bool) -> Array:
-        """Vectors `v [..., K]` through the chain from survival `since [...]` to survival `until [...]`."""
-        v, since, until = numerics.upcast(v, since, until)
-        since, until = expand_right(since, v), expand_right(until, v)
+    def run(v: Array, elapsed: Array, transpose: bool) -> Array:
+        """Vectors `v [..., K]` through the chain for `elapsed [...]`, which may be infinite."""
+        v, elapsed = numerics.upcast(v, elapsed)
+        elapsed = expand_right(elapsed, v)
         turn = (
             (lambda m: jnp.asarray(m, v.dtype).swapaxes(-1, -2)) if transpose else (lambda m: jnp.asarray(m, v.dtype))
         )
-        forever = (until == 0) & (since > 0)
-        positive = jnp.where(until > 0, until, jnp.ones_like(until))
-        # log(since / until) by log1p: short steps keep their digits. Where since = until = 0 nothing happens any more.
-        elapsed = jnp.log1p(jnp.where(until > 0, jnp.maximum(since - until, jnp.zeros_like(since)), 0) / positive)
-        units = elapsed * (q / _UNIT)
+        forever = jnp.isinf(elapsed)
+        units = jnp.where(forever, 0, elapsed) * (q / _UNIT)
         whole = jax.lax.stop_gradient(jnp.floor(units))
         events = (units - whole) * _UNIT
 
@@ -103,23 +98,19 @@ def process(rate_matrix: ArrayLike, schedule: Schedule) -> Process:
         moved, _ = jax.lax.scan(digit, total * jnp.exp(-events), levels)
         return jnp.where(forever, chains.product(v, turn(limit)), moved)
 
-    def alpha(t):
-        return survival(t, schedule=schedule)
-
     def certain(x, like):
         return jax.nn.one_hot(x, symbols, dtype=like.dtype)
 
     def row(x0, t):
-        end = alpha(t)
-        return run(certain(x0, end), jnp.ones_like(end), end, False)
+        elapsed = hazard(0.0, t, schedule=schedule)
+        return run(certain(x0, elapsed), elapsed, False)
 
     def column(xt, s, t):
-        start, end = jnp.broadcast_arrays(*numerics.upcast(alpha(s), alpha(t)))
-        return run(certain(xt, end), start, end, True)
+        elapsed = hazard(s, t, schedule=schedule)
+        return run(certain(xt, elapsed), elapsed, True)
 
     def push(weights, s):
-        end = alpha(s)
-        return run(weights, jnp.ones_like(end), end, False)
+        return run(weights, hazard(0.0, s, schedule=schedule), False)
 
     return chains.process(
         row=row, reach=lambda xt, t: column(xt, 0.0, t), column=column, push=push, prior=limit.mean(0)
