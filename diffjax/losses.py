@@ -86,7 +86,14 @@ def mean_error(
     numerics.check_same(hat=hat, target=target)
     numerics.check_batch(t, target)
     hat, target = numerics.upcast(hat, target)
-    return _mean_event(error(hat - target), t, where)
+    return _mean_event(error(_kept(hat, where) - _kept(target, where)), t, where)
+
+
+def _kept(values: Array, where: ArrayLike | None) -> Array:
+    # Zeros before the error is taken: a NaN that is left out after it would still be in the gradient.
+    if where is None:
+        return values
+    return jnp.where(expand_right(jnp.asarray(where, bool), values), values, jnp.zeros_like(values))
 
 
 def _mean_event(values: Array, t: ArrayLike, where: ArrayLike | None) -> Array:
@@ -109,7 +116,7 @@ def rotation_error(hat: Array, target: Array, t: ArrayLike, *, where: ArrayLike 
       t: `[*batch]`; only its shape is read.
       where: bool `[*batch, *sites]`, aligned from the left; sites that count.
 
-    Source: the squared angle that Diffusions.jl expands to third order, without the cut.
+    Source: Diffusions.jl has a cubic in 1 - |<q, r>| here, which is this up to the second order.
 
     Example:
       >>> quarter = jnp.array([0.5**0.5, 0.5**0.5, 0.0, 0.0])
@@ -117,7 +124,7 @@ def rotation_error(hat: Array, target: Array, t: ArrayLike, *, where: ArrayLike 
       1.5708
     """
     numerics.check_same(hat=hat, target=target)
-    q, r = numerics.upcast(hat, target)
+    q, r = (_kept(x, where) for x in numerics.upcast(hat, target))
     r = jnp.where(jnp.sum(q * r, axis=-1, keepdims=True) < 0, -r, r)
     s = jnp.sum(squared(q - r), axis=-1) / 4
     small = s < 0.02
@@ -145,7 +152,7 @@ def cross_entropy(logits: Array, target: Array, t: ArrayLike, *, where: ArrayLik
     """
     if logits.shape[:-1] != target.shape:
         raise ValueError(f"expected logits of shape {target.shape} + (vocab,), got {logits.shape=}")
-    (wide,) = numerics.upcast(logits)
+    wide = _kept(*numerics.upcast(logits), where)
     chosen = jnp.take_along_axis(wide, target[..., None].astype(jnp.int32), axis=-1)[..., 0]
     return _mean_event(jax.nn.logsumexp(wide, axis=-1) - chosen, t, where)
 
@@ -313,6 +320,14 @@ def diffusion(schedule: Schedule) -> Callable[[ArrayLike], Array]:
 #
 # A guess of x_0 errs by an amount that grows with t until everything is forgotten. Dividing the loss of each space by about the
 # square root of that amount balances the times, and the parts of a joint process. Floored at 0.01, so that t = 0 is finite.
+#
+# They are those of Diffusions.jl in diffjax's units. Its `standardloss` has constants on top, which bring the spaces to like sizes: rotations are
+# divided by 4, symbols multiplied by 1.44 K / (K - 1).
+
+
+def _root(share: Array) -> Array:
+    # The floor first: the root's derivative at 0 is infinite.
+    return jnp.sqrt(jnp.maximum(share, jnp.asarray(1e-4, share.dtype)))
 
 
 def gaussian_scale(t: ArrayLike, schedule: Schedule) -> Array:
@@ -336,18 +351,20 @@ def angle_scale(t: ArrayLike, schedule: Schedule) -> Array:
       2.0
     """
     _, sigma = schedule(t)
-    return jnp.maximum(2 * jnp.sqrt(-jnp.expm1(-sigma * sigma / 8)), 0.01)
+    return _root(-4 * jnp.expm1(-sigma * sigma / 8))
 
 
 def rotation_scale(t: ArrayLike, schedule: Schedule) -> Array:
-    """The scale `sqrt(1 - exp(-5 sigma^2))` to divide a `rotation_error` by, of t's shape.
+    """The scale `sqrt(1 - exp(-5/4 sigma^2))` to divide a `rotation_error` by, of t's shape.
+
+    Source: Diffusions.jl's scaler `sqrt(1 - exp(-5 T))`; its variance T is that of half the angle, our sigma^2 / 4.
 
     Example:
       >>> print(rotation_scale(1.0, schedules.ve(0.01, 100.0)))
       1.0
     """
     _, sigma = schedule(t)
-    return jnp.maximum(jnp.sqrt(-jnp.expm1(-5 * sigma * sigma)), 0.01)
+    return _root(-jnp.expm1(-1.25 * sigma * sigma))
 
 
 def symbol_scale(t: ArrayLike, schedule: Schedule) -> Array:
@@ -358,7 +375,7 @@ def symbol_scale(t: ArrayLike, schedule: Schedule) -> Array:
       0.5
     """
     alpha, _ = schedule(t)
-    return jnp.maximum(jnp.sqrt(jnp.maximum(1 - alpha, 0.0)), 0.01)
+    return _root(1 - alpha)
 
 
 # ------------------------------------------------------------------------------------------------------ weightings

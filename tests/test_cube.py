@@ -1,5 +1,6 @@
 """The box against 50-digit sums, quadrature and counting."""
 
+import math
 import time
 
 import jax
@@ -106,6 +107,37 @@ def test_density_and_all_slopes_in_float32():
 @pytest.mark.slow
 def test_density_and_all_slopes_in_float32_at_many_points():
     check_against_truth(6000, np.random.SeedSequence().entropy, BARS)
+
+
+def test_density_where_its_two_large_terms_cancel():
+    """Near four sigma at little noise log p is of order 1 and its terms are 9 and -8: from rounded ones it is wrong by 2e-6."""
+    rng = np.random.default_rng(4)
+    s = np.float32(10 ** rng.uniform(-4, -2, 400))
+    x0 = np.float32(np.where(rng.random(400) < 0.5, rng.uniform(0.1, 0.9, 400), 4 * s * rng.random(400)))
+    z = np.sqrt(-2 * np.log(s * math.sqrt(2 * math.pi))) + rng.uniform(-0.2, 0.2, 400)
+    xt = np.float32(x0 + s * z)
+    want = np.array([float(log_density(*[mp.mpf(float(v)) for v in row])) for row in zip(x0, xt, s, strict=True)])
+    for kernel in (cube.log_kernel, cube.image_log_kernel):
+        for a, b in ((x0, xt), (xt, x0)):  # the series too, on either side of x_0
+            got = np.asarray(kernel(a, b, s), np.float64)
+            assert (np.abs(got - want) / np.maximum(1, np.abs(want))).max() < 4e-7
+
+
+def test_mixed_derivatives_agree_in_either_order_also_in_opposite_corners():
+    x0, xt, s = points(1500, 9)
+    corner = np.float32(10 ** np.random.default_rng(9).uniform(-8.5, -4, (2, 500)))
+    x0[:500], xt[:500], s[:500] = corner[0], 1 - corner[1], np.float32(10 ** np.linspace(-4, -0.5, 500))
+    density = lambda *a: cube.log_kernel(*a)
+    for i in (0, 1):
+        there, back = (jax.jit(jax.vmap(jax.grad(jax.grad(density, a), b)))(x0, xt, s) for a, b in ((i, 2), (2, i)))
+        unit = s.astype(np.float64) ** 2
+        np.testing.assert_allclose(unit * back, unit * there, rtol=1e-6, atol=1e-6)
+
+
+def test_an_empty_batch_is_no_trouble():
+    nothing, sigma = jnp.zeros((0, 5)), jnp.ones(0)
+    assert cube.log_kernel(nothing, nothing, sigma).shape == cube.score(nothing, nothing, sigma).shape == (0, 5)
+    assert cube.bridge(jax.random.key(0), nothing, nothing, 0.5 * sigma, sigma).shape == (0, 5)
 
 
 def test_density_and_score_in_float64_to_1e_13():

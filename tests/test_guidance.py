@@ -387,3 +387,25 @@ def test_self_conditioning_shows_a_share_its_own_guess_without_its_gradient():
         lambda x: guidance.self_conditioned(jax.random.key(0), predict, x, jnp.zeros(4000), rate=1.0).sum()
     )(x)
     np.testing.assert_allclose(slope, 2.0)  # not 8: the first pass carries none
+
+
+def test_self_conditioning_of_symbols_shows_their_guess_and_returns_logits():
+    seen = []
+
+    def predict(x, t, before):
+        seen.append(before)
+        return jax.nn.one_hot(x["s"], 4) + 2 * jax.nn.one_hot(before["s"], 4)
+
+    xt = {"s": jnp.full((2000, 3), 2, jnp.int8)}
+    guess = lambda logits: {"s": jnp.argmax(logits, axis=-1)}
+    logits = guidance.self_conditioned(jax.random.key(0), predict, xt, jnp.zeros(2000), guess=guess)
+    assert seen[1]["s"].dtype == jnp.int8
+    # Zeros first, so that symbol 0 is the first guess; then it is shown to half of the examples, and the others see zeros again, which is the same symbol.
+    np.testing.assert_array_equal(seen[0]["s"], 0)
+    assert logits.shape == (2000, 3, 4)
+    fixed = lambda logits: {"s": jnp.full((2000, 3), 3)}
+    guidance.self_conditioned(jax.random.key(1), predict, xt, jnp.zeros(2000), guess=fixed)
+    shown = np.asarray(seen[3]["s"])
+    assert set(np.unique(shown)) == {0, 3}
+    assert (shown == shown[:, :1]).all()  # whole examples
+    assert abs((shown[:, 0] == 3).mean() - 0.5) < 0.06  # s.e. .011

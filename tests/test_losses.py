@@ -161,12 +161,33 @@ def test_cross_entropy_is_the_log_probability_of_the_symbol():
         losses.cross_entropy(logits[..., 0], target, jnp.zeros(2))
 
 
+def test_what_is_left_out_leaves_no_trace_in_gradients():
+    kept, junk = jnp.array([[False, True]]), jnp.array([[jnp.nan, 1.0]])
+    slope = jax.grad(lambda h: losses.mean_error(h, junk, jnp.zeros(1), where=kept).sum())(jnp.zeros((1, 2)))
+    np.testing.assert_array_equal(slope, [[0.0, -2.0]])
+    q = jnp.array([[[1.0, 0, 0, 0], [0.6, 0.8, 0, 0]]])
+    bad = q.at[0, 0].set(jnp.nan)
+    slope = jax.grad(lambda h: losses.rotation_error(h, bad, jnp.zeros(1), where=kept).sum())(q)
+    assert np.isfinite(slope).all()
+    slope = jax.grad(lambda h: losses.cross_entropy(h, jnp.zeros((1, 2), int), jnp.zeros(1), where=kept).sum())(
+        jnp.full((1, 2, 3), jnp.nan).at[0, 1].set(0.0)
+    )
+    np.testing.assert_allclose(slope[0], [[0, 0, 0], [-2 / 3, 1 / 3, 1 / 3]], rtol=1e-6)
+
+
 def test_scales_grow_with_time_from_a_floor():
     t = jnp.linspace(0.0, 1.0, 11)
     for scale in (losses.gaussian_scale, losses.angle_scale, losses.rotation_scale, losses.symbol_scale):
         value = scale(t, schedules.cosine())
         assert (np.diff(value) >= 0).all()
-        assert value[0] == np.float32(0.01)
+        np.testing.assert_allclose(value[0], 0.01, rtol=1e-6)
+        assert np.isfinite(jax.vmap(jax.grad(lambda t, scale=scale: scale(t, schedules.cosine())))(t)).all()
+    # The formulas of Diffusions.jl; its rotations' variance counts half angles.
+    sigma = 0.7
+    noise = lambda t: (jnp.float32(0.8), jnp.float32(sigma))
+    np.testing.assert_allclose(losses.angle_scale(0.5, noise), 2 * np.sqrt(1 - np.exp(-(sigma**2) / 8)), rtol=1e-6)
+    np.testing.assert_allclose(losses.rotation_scale(0.5, noise), np.sqrt(1 - np.exp(-5 * sigma**2 / 4)), rtol=1e-6)
+    np.testing.assert_allclose(losses.symbol_scale(0.5, noise), np.sqrt(0.2), rtol=1e-6)
 
 
 # -------------------------------------------------------------------------------------------------- score matching

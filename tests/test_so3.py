@@ -708,3 +708,14 @@ def test_errors_say_what_was_expected():
         P.prior(jax.random.key(0), jnp.zeros((2, 3)))
     with pytest.raises(ValueError, match=r"3, 3"):
         so3.from_matrix(jnp.zeros((2, 4)))
+
+
+def test_raw_numbers_of_any_size_become_rotations():
+    for x in ([3e38, 3e38, 0, 0], [1e-37, 0, 1e-37, 0], [0, 0, 9e37, 1e-30]):
+        q = np.asarray(x, np.float64) / np.linalg.norm(np.asarray(x, np.float64))
+        for run in (so3.normalize, jax.jit(so3.normalize)):
+            np.testing.assert_allclose(run(jnp.asarray(x, jnp.float32)), q, atol=1e-6)
+    np.testing.assert_allclose(so3.from_bcd(jnp.array([8.6e37, 0, 0])), [0, 1, 0, 0], atol=1e-6)
+    for size in (1e-30, 1e-16, 1.0, 2e19, 1e37):
+        axes = so3.to_matrix(so3.from_six(jnp.array([0, size, 0, 0, 0, 1.0])))
+        np.testing.assert_allclose(axes[:, :2], [[0, 0], [1, 0], [0, 1]], atol=1e-6)

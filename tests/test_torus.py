@@ -73,13 +73,31 @@ def check_kernel(n, seed):
     width = np.asarray(sigma, np.float64)
     log_p, slope, bend, widening = np.array([exact(*row) for row in zip(x0, xt, sigma, strict=True)]).T
     ours, score_, gradients, by_score, by_density = all_derivatives(x0, xt, sigma)
-    assert mixed(ours, log_p) < 1e-6
+    assert mixed(ours, log_p) < 5e-7
     assert mixed(width * np.asarray(score_), width * slope) < 2e-6
     assert mixed(-width * np.asarray(gradients[0]), width * slope) < 2e-6
     assert mixed(width * np.asarray(gradients[1]), width * slope) < 2e-6
     assert mixed(width * np.asarray(gradients[2]), width * widening) < 2e-6
     for second in (by_score, by_density):  # second derivatives
         assert mixed(width**2 * np.asarray(second), width**2 * bend) < 5e-6
+
+
+def test_density_across_the_cut_and_score_at_the_antipode_have_their_digits():
+    rng = np.random.default_rng(6)
+    sigma = np.float32(10 ** rng.uniform(-3, -1.5, 600))
+    # Near four sigma, where the density's large terms cancel, across 0 and across the cut; and a few units in the last place from the antipode.
+    middle = np.where(rng.random(600) < 0.5, 0.0, np.pi)
+    z = np.sqrt(-2 * np.log(sigma * math.sqrt(2 * math.pi)))
+    near = middle - sigma * z * rng.random(600)
+    far = np.where(np.arange(600) < 300, near + sigma * z, near + np.pi)
+    x0, xt = (torus.wrap(v.astype(np.float32)) for v in (near, far))
+    want = np.array([exact(*row) for row in zip(x0, xt, sigma, strict=True)])
+    for density, slope in ((torus.log_kernel, torus.score), (log_kernel, score)):  # out of jit as well
+        assert mixed(density(x0, xt, sigma), want[:, 0]) < 5e-7
+        assert mixed(sigma * np.asarray(slope(x0, xt, sigma)), sigma * want[:, 1]) < 2e-6
+    high = jnp.float32(np.pi)  # beyond pi, so that its distance from -pi is more than a turn
+    bend = jax.grad(torus.score, argnums=1)(high, -high, 1.5)
+    np.testing.assert_allclose(bend, exact(high, -high, 1.5)[2], rtol=1e-5)
 
 
 def test_density_score_and_derivatives_against_40_digits():

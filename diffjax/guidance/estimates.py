@@ -71,22 +71,30 @@ def dynamic_threshold(predict_x0: PredictX0, *, percentile: float = 0.995, limit
 
 
 def self_conditioned(
-    key: Array, predict: Callable[[Any, Array, Any], Any], xt: Any, t: Array, *, rate: float = 0.5
+    key: Array,
+    predict: Callable[[Any, Array, Any], Any],
+    xt: Any,
+    t: Array,
+    *,
+    guess: Callable[[Any], Any] = lambda prediction: prediction,
+    rate: float = 0.5,
 ) -> Any:
     """A prediction made from the network's own first estimate for a share `rate` of examples, from zeros for the rest.
 
     The first estimate is made with zeros and carries no gradient; the second pass is what the loss sees. The bridge sampler with
-    `self_condition=True` is the other half.
+    `self_condition=True` is the other half: it starts from zeros too (for symbols that is symbol 0) and hands on its guesses.
 
     Args:
       key: one key, or an array of keys `[batch]`.
-      predict: `(xt, t, x0_prev) -> x0_hat`, of xt's structure.
+      predict: `(xt, t, x0_prev) -> prediction`, x0_prev of xt's structure.
       xt: `[batch, *event]` or a tree of such arrays.
       t: `[batch]`.
+      guess: `prediction -> x0_hat`, of xt's structure: what the sampler's guess makes of a prediction, such as `argmax` of a symbol's
+        logits. By default the prediction is the guess.
       rate: share of examples that see the estimate, in [0, 1].
 
     Returns:
-      `x0_hat`, of xt's structure.
+      the second prediction.
 
     Source: Chen et al. 2023, arXiv:2208.04202, sec. 3.2 and algorithm 1.
 
@@ -94,9 +102,17 @@ def self_conditioned(
       >>> predict = lambda x, t, x0_prev: x + x0_prev
       >>> print(self_conditioned(jax.random.key(0), predict, jnp.ones((2, 1)), jnp.zeros(2), rate=1.0)[:, 0])
       [2. 2.]
+
+      Symbols: the network gives logits, and is shown its likeliest symbol.
+
+      >>> predict = lambda x, t, x0_prev: 2 * jax.nn.one_hot(x, 3) + jax.nn.one_hot(x0_prev, 3)
+      >>> argmax = lambda logits: jnp.argmax(logits, axis=-1)
+      >>> print(self_conditioned(jax.random.key(0), predict, jnp.array([[1, 2]]), jnp.zeros(1), guess=argmax, rate=1.0))
+      [[[0. 3. 0.]
+        [0. 0. 3.]]]
     """
     zeros = jax.tree.map(jnp.zeros_like, xt)
-    first = jax.lax.stop_gradient(predict(xt, t, zeros))
+    first = guess(jax.lax.stop_gradient(predict(xt, t, zeros)))
     seen = numerics.uniform(key, jnp.shape(t)) < rate
-    previous = jax.tree.map(lambda a, z: jnp.where(expand_right(seen, a), a, z), first, zeros)
+    previous = jax.tree.map(lambda a, z: jnp.where(expand_right(seen, z), a.astype(z.dtype), z), first, zeros)
     return predict(xt, t, previous)

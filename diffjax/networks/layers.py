@@ -57,7 +57,7 @@ def fourier(t: ArrayLike, frequencies: ArrayLike) -> Array:
     Returns:
       `[*batch, 2 half]`, float32.
 
-    Source: Tancero et al. 2020, arXiv:2006.10739, eq. 5; Song et al. 2021, arXiv:2011.13456, appendix C.2.
+    Source: Tancik et al. 2020, arXiv:2006.10739, eq. 5; Song et al. 2021, arXiv:2011.13456, appendix C.2.
 
     Example:
       >>> [round(float(x), 3) for x in fourier(0.1, np.array([1.0, 2.0]))]

@@ -196,7 +196,7 @@ def scaled_score(output: Array, xt: Array, sigma: ArrayLike, *, walls: bool = Fa
 
 
 def image_log_kernel(x0: ArrayLike, xt: ArrayLike, sigma: ArrayLike, terms: int = 4) -> Array:
-    """`log p(x_t | x_0)` from its first `terms` images alone: exact for small sigma, too low for large.
+    """`log p(x_t | x_0)` from its first `terms` images alone: exact for small sigma, as `log_kernel` is, and too low for large.
 
     Args:
       x0: `[*batch, *event]` in [0, 1].
@@ -257,13 +257,18 @@ def _score(x0, xt, sigma):
     return cube_kernel.slope(x0, xt, sigma)
 
 
+@jax.custom_jvp
+def _sigma_slope(x0, xt, sigma):
+    return cube_kernel.sigma_slope(x0, xt, sigma)
+
+
 @functools.partial(_log_kernel.defjvp, symbolic_zeros=True)
 def _log_kernel_jvp(primals, tangents):
     x0, xt, sigma = primals
     slopes = (
         lambda: _score(xt, x0, sigma),
         lambda: _score(x0, xt, sigma),
-        lambda: cube_kernel.sigma_slope(x0, xt, sigma),
+        lambda: _sigma_slope(x0, xt, sigma),
     )
     return _log_kernel(*primals), _along(xt, slopes, tangents)
 
@@ -272,6 +277,17 @@ def _log_kernel_jvp(primals, tangents):
 def _score_jvp(primals, tangents):
     in_xt, in_x0, in_sigma = cube_kernel.curvatures(*primals)
     return _score(*primals), _along(primals[1], (lambda: in_x0, lambda: in_xt, lambda: in_sigma), tangents)
+
+
+@functools.partial(_sigma_slope.defjvp, symbolic_zeros=True)
+def _sigma_slope_jvp(primals, tangents):
+    x0, xt, sigma = primals
+    slopes = (
+        lambda: cube_kernel.curvatures(xt, x0, sigma)[2],
+        lambda: cube_kernel.curvatures(x0, xt, sigma)[2],
+        lambda: jax.jvp(lambda w: cube_kernel.sigma_slope(x0, xt, w), (sigma,), (jnp.ones_like(sigma),))[1],
+    )
+    return _sigma_slope(*primals), _along(xt, slopes, tangents)
 
 
 def _along(like, slopes, tangents):

@@ -33,6 +33,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from diffjax import numerics
+
 
 class Terms(NamedTuple):
     """How many terms give full precision: seven images below the border, harmonics above it."""
@@ -204,10 +206,12 @@ def halved(function: Callable[..., Any], *arrays: Array) -> Any:
     fuse across a loop, and inside keeps to the long axis. The halves leave through the carry, since stacking is not shared among cores.
     """
     m, n = jnp.broadcast_shapes(*(x.shape for x in arrays))
+    if jax.default_backend() != "cpu" or m * n < 4096:
+        return function(*arrays)
     rows = math.gcd(m * n, 16) if 1 in (m, n) else m  # what the cores share
     shape = rows, m * n // rows
     axis = 0 if rows % 2 == 0 else 1
-    if jax.default_backend() != "cpu" or m * n < 4096 or shape[axis] % 2:
+    if shape[axis] % 2:
         return function(*arrays)
 
     def halves(x):
@@ -248,9 +252,7 @@ def log_density(x0: Array, xt: Array, sigma: Array) -> Array:
     """`log p(xt | x0)` `[m, n]` of x0 and xt `[m, n]` and sigma `[m, 1]`."""
 
     def images(x0, xt, s):
-        i = _images(x0, xt, s)
-        z = i.d / s
-        return jnp.log(i.total / (s * math.sqrt(2 * math.pi))) - 0.5 * z * z
+        return numerics.log_normal(*numerics.two_sum(xt, -x0), s) + jnp.log(_images(x0, xt, s).total)
 
     return _either(images, lambda x0, xt, s: jnp.log(_waves(x0, xt, s).density), x0, xt, sigma)
 
@@ -276,7 +278,7 @@ def sigma_slope(x0: Array, xt: Array, sigma: Array) -> Array:
 
     def images(x0, xt, s):
         i = _images(x0, xt, s)
-        others = i.a * i.x * i.y + i.c * (i.x_far * i.y_far + i.b * (1 - i.d))
+        others = i.a * i.x * i.y + i.c * (i.x_far * i.y_far + i.b * (i.x + i.y_far))
         others = others + sum((w * (r - i.d) * (r + i.d) / 4 for w, r, _ in i.rest), jnp.zeros_like(others))
         return ((i.d - s) * (i.d + s) + 4 * others / i.total) / (s * s * s)
 
@@ -338,10 +340,20 @@ def _wave_curvatures(x0: Array, xt: Array, s: Array) -> tuple[Array, Array, Arra
 def image_series(x0: Array, xt: Array, sigma: Array, count: int) -> Array:
     """The log of the first `count` images, from the nearest cell outwards: cells 0, -1, 1, -2, 2, ... as seen from xt's side."""
     i = _images(x0, xt, sigma)
-    cells = [(k + 1) // 2 * (-1) ** k for k in range(count)]
-    places = [j + (i.y if j % 2 == 0 else i.y_far) for j in cells]
-    z = jnp.stack([(place - i.x) / sigma for place in places])
-    return jax.nn.logsumexp(-0.5 * z * z, axis=0) - jnp.log(sigma * math.sqrt(2 * math.pi))
+    # By how much the squared distance to the image in cell j exceeds d^2: j (j + 2d) in even cells, 4 (m - X)(m - Y) with m = (j + 1) / 2 in
+    # odd ones; no difference is left to cancel.
+    past = lambda m, near, far: far + (m - 1) if m > 0 else near - m
+    beyond = []
+    for k in range(count):
+        j = (k + 1) // 2 * (-1) ** k
+        if j % 2:
+            m = (j + 1) // 2
+            beyond.append(4 * past(m, i.x, i.x_far) * past(m, i.y, i.y_far))
+        else:
+            beyond.append(j * (j + 2 * i.d) if j >= 0 else -2 * j * ((-j // 2 - 1) + (i.x + i.y_far)))
+    scale = -0.5 / (sigma * sigma)
+    exponents = jnp.stack([scale * b for b in beyond])
+    return numerics.log_normal(*numerics.two_sum(xt, -x0), sigma) + jax.nn.logsumexp(exponents, axis=0)
 
 
 def harmonic_series(x0: Array, xt: Array, sigma: Array, count: int) -> Array:

@@ -244,9 +244,12 @@ def ornstein_uhlenbeck(
         return jnp.asarray(t, dtype)
 
     def marginal(x0, t):
-        (mu, *_), dtype = parameters(x0)
-        decay, variance = increment(horizon * clock(t, dtype), x0, dtype)
-        return mu + decay * (x0.astype(dtype) - mu), variance
+        # x_0, the mean's way from it (which is small near the data, where the mean itself would lose it) and the variance.
+        (mu, _, theta), dtype = parameters(x0)
+        elapsed = horizon * clock(t, dtype)
+        start = x0.astype(dtype)
+        _, variance = increment(elapsed, x0, dtype)
+        return start, jnp.expm1(-theta * expand_right(elapsed, x0)) * (start - mu), variance
 
     def prior(key, like):
         (mu, *_), dtype = parameters(like)
@@ -254,8 +257,9 @@ def ornstein_uhlenbeck(
         return (mu + jnp.sqrt(variance) * numerics.normal(key, like.shape, dtype)).astype(like.dtype)
 
     def corrupt(key, x0, t):
-        center, variance = marginal(x0, t)
-        return (center + numerics.safe_sqrt(variance) * numerics.normal(key, x0.shape, center.dtype)).astype(x0.dtype)
+        start, drift, variance = marginal(x0, t)
+        noise = numerics.safe_sqrt(variance) * numerics.normal(key, x0.shape, start.dtype)
+        return (start + (drift + noise)).astype(x0.dtype)
 
     def bridge(key, x0, xt, s, t):
         numerics.check_same(x0=x0, xt=xt)
@@ -274,15 +278,15 @@ def ornstein_uhlenbeck(
 
     def log_prob(x0, xt, t):
         numerics.check_same(x0=x0, xt=xt)
-        center, variance = marginal(x0, t)
-        error = xt.astype(center.dtype) - center
+        start, drift, variance = marginal(x0, t)
+        error = (xt.astype(start.dtype) - start) - drift
         density = -0.5 * (error * error / variance + jnp.log(2 * math.pi * variance))
         return numerics.sum_event(density, t)
 
     def score(x0, xt, t):
         numerics.check_same(x0=x0, xt=xt)
-        center, variance = marginal(x0, t)
+        start, drift, variance = marginal(x0, t)
         variance = jnp.broadcast_to(variance, xt.shape)
-        return numerics.safe_divide(center - xt.astype(center.dtype), variance).astype(xt.dtype)
+        return numerics.safe_divide(drift - (xt.astype(start.dtype) - start), variance).astype(xt.dtype)
 
     return Process(prior=prior, corrupt=corrupt, bridge=bridge, log_prob=log_prob, score=score)

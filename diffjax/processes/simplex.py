@@ -15,7 +15,7 @@ density is a sum over the d! orders of the points; so this comes as maps, and no
 
 Which one? The box has density, score and bridge, but it stretches: an entry that takes the share b of what is left has `u = (1 - b)^k`, so that noise
 sigma on u is felt as soon as b > -log(sigma) / k, and beyond b > 87 / k float32 knows u as 0 only. Vectors near the uniform one fit at any size
-(d = 4096: there and back to 1e-6 of each entry and of 0.1 / d), vectors near a corner only if they are short. The chamber keeps every vector, each
+(d = 4096: there and back to 2e-6 of each entry and of 0.1 / d), vectors near a corner only if they are short. The chamber keeps every vector, each
 entry to 1e-7 of the whole.
 
 Source: Connor and Mosimann 1969, J. Am. Stat. Assoc. 64, sec. 2 (independent shares, Beta(1, k) breaks under the uniform law); Lou and Ermon 2023,

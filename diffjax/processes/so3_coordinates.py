@@ -93,11 +93,8 @@ def normalize(x: Array) -> Float[Array, "*b 4"]:
     """
     check_last(4, x=x)
     (wide,) = numerics.upcast(x)
-    # Scaled by the largest entry first, so that squares neither overflow nor underflow; it cancels, so it needs no derivative.
-    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(wide), axis=-1, keepdims=True))
     unit = jnp.concatenate([jnp.ones_like(wide[..., :1]), jnp.zeros_like(wide[..., 1:])], axis=-1)
-    scaled = jnp.where(largest == 0, unit, wide / jnp.where(largest == 0, jnp.ones_like(largest), largest))
-    return (scaled / jnp.sqrt(squared_length(scaled))[..., None]).astype(x.dtype)
+    return _unit(wide, unit).astype(x.dtype)
 
 
 def from_bcd(bcd: Array) -> Float[Array, "*b 4"]:
@@ -153,7 +150,8 @@ def from_six(x: Array) -> Float[Array, "*b 4"]:
     check_last(6, x=x)
     (wide,) = numerics.upcast(x)
     first = _unit(wide[..., :3], jnp.zeros(3, wide.dtype).at[0].set(1))
-    second = wide[..., 3:] - jnp.sum(first * wide[..., 3:], axis=-1, keepdims=True) * first
+    other = _scaled(wide[..., 3:], jnp.zeros(3, wide.dtype))
+    second = other - jnp.sum(first * other, axis=-1, keepdims=True) * first
     # If the second vector is no help, the coordinate axis least aligned with the first one is.
     spare = jnp.eye(3, dtype=wide.dtype)[jnp.argmin(jnp.abs(first), axis=-1)]
     second = _unit(second, spare)
@@ -161,9 +159,16 @@ def from_six(x: Array) -> Float[Array, "*b 4"]:
     return from_matrix(jnp.stack([first, second, jnp.cross(first, second)], axis=-1)).astype(x.dtype)
 
 
+def _scaled(x: Array, otherwise: Array) -> Array:
+    """x over its largest entry, so that squares neither overflow nor underflow, or `otherwise` where x is zero. It cancels, so it needs no derivative."""
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=-1, keepdims=True))
+    # A compiler may multiply by the reciprocal, which float32 does not hold for the largest numbers.
+    shrink = jnp.where(largest > 1, 0.0625, 1.0).astype(x.dtype)
+    scaled = (shrink * x) / jnp.where(largest == 0, jnp.ones_like(largest), shrink * largest)
+    return jnp.where(largest == 0, jnp.broadcast_to(otherwise, x.shape), scaled)
+
+
 def _unit(x: Array, otherwise: Array) -> Array:
     """x / |x|, or `otherwise` where x is zero."""
-    square = squared_length(x)[..., None]
-    zero = square < 1e-30
-    safe = jnp.where(zero, jnp.broadcast_to(otherwise, x.shape), x)
-    return safe / jnp.sqrt(jnp.where(zero, jnp.ones_like(square), square))
+    scaled = _scaled(x, otherwise)
+    return scaled / jnp.sqrt(squared_length(scaled))[..., None]

@@ -45,10 +45,11 @@ _TURN_REST = -1.7817820413523073e-05
 _PI_REST = 1.2246467991473532e-16
 
 
-def _pi(dtype) -> tuple[float, float]:
-    """pi as a number of this dtype, and what is missing."""
+def _pi(dtype) -> tuple[float, float, float]:
+    """pi as a sum of three numbers of this dtype, each what the ones before it lack."""
     high = float(np.asarray(math.pi, dtype))
-    return high, (math.pi - high) + _PI_REST
+    middle = float(np.asarray((math.pi - high) + _PI_REST, dtype))
+    return high, middle, ((math.pi - high) - middle) + _PI_REST
 
 
 def _edge(dtype) -> float:
@@ -59,7 +60,7 @@ def _edge(dtype) -> float:
 
 @jax.custom_jvp
 def _wrap(u):
-    high, _ = _pi(u.dtype)
+    high, *_ = _pi(u.dtype)
     k = jnp.floor(u * (0.5 / math.pi) + 0.5)
     turned = jnp.clip((u - k * _TURN) - k * _TURN_REST, -_edge(u.dtype), _edge(u.dtype))
     return jnp.where((u >= -high) & (u < high), u, turned)
@@ -85,26 +86,28 @@ def wrap(u: ArrayLike) -> Array:
     return _wrap(*numerics.upcast(u)).astype(jnp.result_type(u))
 
 
-def _arc(x0: Array, xt: Array) -> tuple[Array, Array]:
-    """The short way from x0 to xt, in [-pi, pi], and pi less its length, each to full relative accuracy."""
-    high, rest = _pi(xt.dtype)
+def _arc(x0: Array, xt: Array) -> tuple[Array, Array, Array]:
+    """The short way from x0 to xt, in [-pi, pi], what rounding took from it, and pi less its length, each to full relative accuracy."""
+    high, middle, low = _pi(xt.dtype)
     x0, xt = (jnp.where(jnp.abs(u) <= high, u, _wrap(u)) for u in (x0, xt))  # pi itself is left as exact as it came
-    difference = xt - x0
-    # What rounding took from the difference (Knuth's two-sum); no part of its slope.
-    b = difference - xt
-    lost = jax.lax.stop_gradient((xt - (difference - b)) - (x0 + b))
-    turn = jnp.where(difference >= 0, jnp.full_like(difference, high), jnp.full_like(difference, -high))
-    turn_rest = rest / high * turn
-    left = (turn - difference) + (turn_rest - lost)
-    left = jnp.where(difference >= 0, left, -left)  # negative where the short way crosses the cut
-    arc = jnp.where(left >= 0, difference + lost, (difference - 2 * turn) + (lost - 2 * turn_rest))
-    return arc, jnp.where(left >= 0, left, -left)
+    difference, lost = numerics.two_sum(xt, -x0)
+    lost = jax.lax.stop_gradient(lost)
+    side = jnp.where(difference >= 0, jnp.ones_like(difference), -jnp.ones_like(difference))
+    # pi less the difference: the first two differences are exact where the two cancel, at the antipode.
+    left = side * (((side * high - difference) + (side * middle - lost)) + side * low)
+    direct = left >= 0
+    arc, arc_lost = numerics.two_sum(
+        jnp.where(direct, difference, difference - side * (2 * high)),
+        jnp.where(direct, lost, lost - side * (2 * middle)),
+    )
+    return arc, jax.lax.stop_gradient(arc_lost), jnp.where(direct, left, -left)
 
 
-def _size(arc: Array) -> tuple[Array, Array]:
-    """Its sign, +1 at 0 so that sign^2 = 1 also in derivatives, and its length."""
+def _size(arc: Array, left: Array) -> tuple[Array, Array, Array]:
+    """The arc's sign, +1 at 0 so that sign^2 = 1 also in derivatives, its length, and what is left of pi, whose slope is minus the length's."""
     sign = jnp.where(arc >= 0, jnp.ones_like(arc), -jnp.ones_like(arc))
-    return sign, sign * arc
+    length = sign * arc
+    return sign, length, jax.lax.stop_gradient(left) + (jax.lax.stop_gradient(length) - length)
 
 
 def _images(length: Array, left: Array, v: Array) -> tuple[Array, ...]:
@@ -177,11 +180,10 @@ def log_kernel(x0: ArrayLike, xt: ArrayLike, sigma: ArrayLike) -> Array:
 
 
 def _log_density(x0: Array, xt: Array, sigma: Array) -> Array:
-    arc, left = _arc(x0, xt)
-    _, length = _size(arc)
+    arc, lost, left = _arc(x0, xt)
+    _, length, left = _size(arc, left)
     small, near, wide = _regimes(sigma)
-    z = length / near
-    images = -0.5 * z * z - jnp.log(near) - 0.5 * math.log(2 * math.pi) + jnp.log1p(sum(_images(length, left, near**2)))
+    images = numerics.log_normal(arc, lost, near) + jnp.log1p(sum(_images(length, left, near**2)))
     waves, _ = _waves(length, wide)
     return jnp.where(small, images, jnp.log1p(waves) - math.log(2 * math.pi))
 
@@ -224,8 +226,8 @@ def score(x0: ArrayLike, xt: ArrayLike, sigma: ArrayLike) -> Array:
       [ -2.       -11.304001  11.304001]
     """
     start, end, width = _aligned(x0, xt, sigma)
-    arc, left = _arc(start, end)
-    sign, length = _size(arc)
+    arc, _, left = _arc(start, end)
+    sign, length, left = _size(arc, left)
     small, near, wide = _regimes(width)
 
     e, f, e2, f2 = _images(length, left, near**2)
@@ -279,8 +281,8 @@ def bridge(key: Array, x0: Array, xt: Array, sigma_s: ArrayLike, sigma_t: ArrayL
     """
     start, end, low, high = _aligned(x0, xt, sigma_s, sigma_t)
     a, b = _legs(low, high)
-    arc, left = _arc(start, end)
-    sign, length = _size(arc)
+    arc, _, left = _arc(start, end)
+    sign, length, left = _size(arc, left)
     key_k, key_eps = numerics.split(key)
 
     # Weights relative to k = 0. Where a + b = 0 there is one end, and any of the exponents will do.

@@ -76,7 +76,9 @@ def sample(
         x0_hat = guess(key_guess, x, t, x0_prev) if self_condition else guess(key_guess, x, t)
         kept = None if track is None else track(x0_hat, x, t)
         moved = bridge(key_bridge, x0_hat, x, s, t)
-        return (moved, x0_hat if self_condition else None), kept
+        if self_condition:  # a guess may be wider than the data, as symbols in int32
+            x0_prev = jax.tree.map(lambda a, like: a.astype(like.dtype), x0_hat, x0_prev)
+        return (moved, x0_prev), kept
 
     first = jax.tree.map(jnp.zeros_like, xt) if self_condition else None
     sources, targets = (jax.tree.map(lambda t, cut=cut: t[cut], times) for cut in (slice(None, -1), slice(1, None)))
