@@ -152,7 +152,8 @@ def cross_entropy(logits: Array, target: Array, t: ArrayLike, *, where: ArrayLik
     """
     if logits.shape[:-1] != target.shape:
         raise ValueError(f"expected logits of shape {target.shape} + (vocab,), got {logits.shape=}")
-    wide = _kept(*numerics.upcast(logits), where)
+    (wide,) = numerics.upcast(logits)
+    wide = _kept(wide, where)
     chosen = jnp.take_along_axis(wide, target[..., None].astype(jnp.int32), axis=-1)[..., 0]
     return _mean_event(jax.nn.logsumexp(wide, axis=-1) - chosen, t, where)
 

@@ -10,7 +10,6 @@ Three conventions hold in all of diffjax, and live here.
   sample does not depend on the company it is drawn in. `normal`, `uniform` and `split` take either.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -169,79 +168,6 @@ def safe_divide(numerator: Array, denominator: Array) -> Array:
     return jnp.where(zero, jnp.zeros_like(numerator), numerator) / jnp.where(
         zero, jnp.ones_like(denominator), denominator
     )
-
-
-# --------------------------------------------------------------------------------------------------- numbers in two parts
-#
-# What rounding took from a float32 sum or product is itself a float32 number. XLA keeps the order of operations, so the classics work.
-
-
-def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
-    """`a + b` rounded, and what rounding took from it, exactly.
-
-    Source: Knuth, The Art of Computer Programming II, sec. 4.2.2, theorem B.
-
-    Example:
-      >>> print(*two_sum(jnp.float32(1.0), jnp.float32(1e-9)))
-      1.0 1e-09
-    """
-    total = a + b
-    part = total - a
-    return total, (a - (total - part)) + (b - part)
-
-
-def two_product(a: Array, b: Array) -> tuple[Array, Array]:
-    """`a b` rounded, and what rounding took from it, exactly: products of halves of the digits fit.
-
-    Source: Dekker 1971, A floating-point technique for extending the available precision.
-
-    Example:
-      >>> print(*two_product(jnp.float32(1 + 2**-12), jnp.float32(1 + 2**-12)))  # 1 + 2^-11 + 2^-24
-      1.0004883 5.9604645e-08
-    """
-    info = jnp.finfo(a.dtype)
-    high = lambda x: jax.lax.reduce_precision(x, info.bits - info.nmant - 1, (info.nmant - 1) // 2)
-    product, (ah, bh) = a * b, (high(a), high(b))
-    al, bl = a - ah, b - bh
-    return product, (((ah * bh - product) + ah * bl) + al * bh) + al * bl
-
-
-_LOG2_HIGH, _LOG2_LOW = 355 / 512, math.log(2) - 355 / 512  # nine bits: its multiples are exact
-
-
-@jax.custom_jvp
-def log_normal(x: Array, lost: Array, sigma: Array) -> Array:
-    """`log N(x + lost; 0, sigma^2)` in nats, elementwise, within 3e-7 `max(1, |value|)` in float32.
-
-    Where sigma is small, `-log sigma` and `-x^2 / 2 sigma^2` are large and of opposite signs near four sigma, and what they leave is theirs and x's
-    rounding. Here both are in two parts.
-
-    Args:
-      x: the distance from the mean.
-      lost: what rounding took from x, such as `two_sum`'s second part, or 0.
-      sigma: > 0.
-
-    Example:
-      >>> print(round(float(log_normal(jnp.float32(4e-4), jnp.float32(0.0), jnp.float32(1e-4))), 5))  # log(1e4 / sqrt(2 pi)) - 8
-      0.2914
-    """
-    x, lost, sigma = jnp.broadcast_arrays(x, lost, sigma)
-    z = x / sigma
-    back, back_lost = two_product(z, sigma)
-    rest = (((x - back) - back_lost) + lost) / sigma  # z + rest is the quotient
-    square, square_lost = two_product(z, z)
-    m, e = jnp.frexp(sigma)
-    low = m < math.sqrt(0.5)
-    m, e = jnp.where(low, 2 * m, m), (e - low.astype(e.dtype)).astype(sigma.dtype)
-    large = -0.5 * square - e * _LOG2_HIGH
-    return large - ((0.5 * square_lost + z * rest) + (e * _LOG2_LOW + jnp.log(m) + 0.5 * math.log(2 * math.pi)))
-
-
-@log_normal.defjvp
-def _log_normal_jvp(primals, tangents):
-    x, lost, sigma = primals
-    z = (x + lost) / sigma
-    return log_normal(*primals), (z * z - 1) / sigma * tangents[2] - z / sigma * (tangents[0] + tangents[1])
 
 
 # ------------------------------------------------------------------------------------------------------------ keys

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from experiments import UserError, mixed, spaces
+from experiments import UserError, mixed, plots, spaces
 
 IDEAL = np.array([[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0], [0, 0.5, 0.5]])
 TRIPLES = ("FNO", "FOO", "NNN", "NNO", "NOO", "OOO", "OOS")
@@ -180,4 +180,6 @@ def picture(samples: mixed.Tree, symbols: list[str], lattice: np.ndarray, *, num
             pen.ellipse([x - radius, y - radius, x + radius, y + radius], fill=shine)
         words = f"{names[0]} {names[1]} {' '.join(names[2:])}    a = {lattice[n]:.2f}"
         pen.text((left + fine * side / 2, top + fine * (side - 20)), words, fill=(60, 60, 60), anchor="mm", font=font)
-    return sheet.resize((sheet.width // fine, sheet.height // fine), Image.Resampling.LANCZOS)
+    image = sheet.resize((sheet.width // fine, sheet.height // fine), Image.Resampling.LANCZOS)
+    key = "A light blue, B dark with its bonds, X: N blue, O red, F green, S yellow; on a yellow ground: distorted"
+    return plots.titled(image, key, "a: the cell's edge in angstrom")

@@ -167,7 +167,7 @@ def _half(x: np.ndarray, split: int) -> np.ndarray:
 def main(argv: Sequence[str] | None = None) -> None:
     args = sample.arguments("evaluate", "Measures samples against held-out data: WORKDIR/report.json.").parse_args(argv)
     experiment, step, params = sample.load(args)
-    more = {} if args.hold is None else {"hold": args.hold.split(",")}
+    more = {} if args.hold is None else {"hold": sample.parts(args.hold)}
     more |= {} if args.clocks is None else {"clocks": args.clocks}
     number = args.num or experiment.config.evaluate.num
     report(experiment, walks.sampler(experiment), params, args.workdir, num=number, seed=args.seed, step=step, **more)

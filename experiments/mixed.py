@@ -21,9 +21,11 @@ import jax
 import numpy as np
 from PIL import Image, ImageDraw
 
+from diffjax.processes import so3
 from experiments import UserError, metrics, plots, spaces
 
 Tree = dict[str, np.ndarray]
+_LEGEND = "red: samples, grey: held-out examples"
 ASSETS = Path(__file__).parent / "assets"
 
 
@@ -36,6 +38,7 @@ class Mixed:
       train: training examples.
       test: held-out examples.
       figures: `(examples) -> {name: value}`, figures of one set that have a true value.
+      simple: `(number) -> examples`, draws of a simple model, for a report's baselines; None for independent marginals.
       held: parts that a report also holds at held-out values while it draws the others; empty for none.
       picture: `(samples, test) -> image`, also of samples that are still on their way.
       shown: how many samples a picture is of.
@@ -45,6 +48,7 @@ class Mixed:
     train: Tree
     test: Tree
     figures: Callable[[Tree], dict[str, float]] = lambda x: {}
+    simple: Callable[[int], Tree] | None = None
     held: tuple[str, ...] = ()
     picture: Callable[[Tree, Tree], Image.Image]
     shown: int = 2_000
@@ -76,6 +80,18 @@ def independent(x: Tree, number: int, seed: int = 0) -> Tree:
     return drawn
 
 
+def apart(x: Tree, number: int, seed: int = 0) -> Tree:
+    """A baseline: each part whole, drawn without regard to the others."""
+    rng = np.random.default_rng(seed)
+    return {name: value[rng.integers(0, len(value), number)] for name, value in x.items()}
+
+
+def _baselines(data: Mixed, number: int) -> dict[str, Tree]:
+    # Marginals of a set that has but one thing in an example would be the data again.
+    alone = {"marginals": independent(data.train, number)} if data.simple is None else {"normal": data.simple(number)}
+    return alone | ({"parts": apart(data.train, number)} if len(data.spaces) > 1 else {})
+
+
 def noise(data: Mixed, number: int) -> Tree:
     """A baseline: what a walk starts from, such as uniform angles and rotations."""
     like = lambda space: jax.ShapeDtypeStruct((number, *space.event), space.dtype)
@@ -95,20 +111,20 @@ def measure(data: Mixed, samples: Tree, *, splits: int = 5, most: int = 2_000) -
     """Rows of a report: energy distances in the chordal embedding, and the set's own figures, with floors and baselines.
 
     The floor of a distance to held-out examples is that of training examples to them; of one to training examples, that of two sets
-    of these. The floor of a figure is that of as many held-out examples, half of them at most.
+    of these. The floor of a figure is that of as many examples drawn from the held-out ones.
     """
     number, half = min(size(samples), size(data.train), most), min(size(samples), size(data.train) // 2, most)
     rng = np.random.default_rng(0)
     some = lambda x, n: rows(x, rng.permutation(size(x))[:n])
     # Sets need not be of one size, since the distance is estimated without bias.
     pairs = [[some(data.train, number), some(data.test, most)] for _ in range(splits)]
-    alone, drawn, start = independent(data.train, number), some(samples, most), noise(data, number)
+    drawn, simple = some(samples, 5_000), _baselines(data, number)
 
     def distance(title: str, names: Sequence[str], pairs: list) -> dict[str, dict]:
         see = lambda x: embed({n: x[n] for n in names}, data.spaces)
         floor, target = [metrics.energy_distance(see(a), see(b)) for a, b in pairs], see(pairs[0][1])
-        simple = {"marginals": alone, "noise": start}
-        figures = {baseline: metrics.energy_distance(see(x), target) for baseline, x in simple.items()}
+        sets = simple | {"noise": noise(data, number)}
+        figures = {baseline: metrics.energy_distance(see(x), target) for baseline, x in sets.items()}
         return {title: metrics.row(metrics.energy_distance(see(drawn), target), floor, figures)}
 
     names = list(data.spaces)
@@ -118,11 +134,11 @@ def measure(data: Mixed, samples: Tree, *, splits: int = 5, most: int = 2_000) -
     report |= distance("energy_distance_train", names, twice)
     for name in names if len(names) > 1 else ():
         report |= distance(f"energy_distance_{name}", [name], pairs)
-    few = min(size(samples), size(data.test) // 2)
-    truth = [data.figures(rows(data.test, rng.permutation(size(data.test))[:few])) for _ in range(splits)]
-    simple = data.figures(independent(data.train, number))
+    as_many = lambda: rows(data.test, rng.integers(0, size(data.test), size(samples)))
+    truth = [data.figures(as_many()) for _ in range(splits)]
+    others = {baseline: data.figures(x) for baseline, x in simple.items()}
     for name, value in data.figures(samples).items():
-        report[name] = metrics.row(value, [t[name] for t in truth], {"marginals": simple[name]})
+        report[name] = metrics.row(value, [t[name] for t in truth], {key: x[name] for key, x in others.items()})
     return report
 
 
@@ -155,7 +171,8 @@ def torsions() -> Mixed:
     angles = {"angles": everything["angles"][:, :2]}
 
     def picture(samples: Tree, real: Tree) -> Image.Image:
-        return plots.picture(samples["angles"], real["angles"])
+        image = plots.cloud(samples["angles"], real["angles"], square=(-np.pi, np.pi))
+        return plots.titled(image, "phi (across) and psi (up) from -180 to 180 degrees", _LEGEND)
 
     return Mixed(
         spaces={"angles": spaces.angles(2)},
@@ -179,11 +196,24 @@ def rotations() -> Mixed:
     def picture(samples: Tree, real: Tree) -> Image.Image:
         # The rotation vector, seen along its third and along its first axis.
         a, b = vectors(samples), vectors(real)
-        views = [plots.picture(a[:, view], b[:, view]) for view in ([0, 1], [1, 2])]
-        return _side_by_side(views)
+        views = [plots.cloud(a[:, v], b[:, v], square=(-np.pi, np.pi)) for v in ([0, 1], [1, 2])]
+        said = [plots.titled(i, t) for i, t in zip(views, ("x across, y up", "y across, z up"), strict=True)]
+        return plots.titled(_side_by_side(said), "axis times angle of each rotation, from -pi to pi", _LEGEND)
+
+    def normal(number: int) -> Tree:
+        # A normal law of the rotation vector that leads from the mean rotation.
+        q = turns["rotations"][~test][:, 0]
+        mean = np.linalg.eigh(np.einsum("ni,nj->ij", q, q))[1][:, -1].astype(np.float32)
+        v = np.asarray(so3.log(so3.relative(np.broadcast_to(mean, q.shape), q)))
+        drawn = np.random.default_rng(0).multivariate_normal(v.mean(0), np.cov(v.T), number).astype(np.float32)
+        return {"rotations": np.asarray(so3.compose(np.broadcast_to(mean, (number, 4)), so3.exp(drawn)))[:, None]}
 
     return Mixed(
-        spaces={"rotations": spaces.rotations(1)}, train=rows(turns, ~test), test=rows(turns, test), picture=picture
+        spaces={"rotations": spaces.rotations(1)},
+        train=rows(turns, ~test),
+        test=rows(turns, test),
+        simple=normal,
+        picture=picture,
     )
 
 
@@ -263,7 +293,7 @@ def correlated(correlation: float = 0.999) -> Mixed:
         train=draw(50_000, 0),
         test=draw(10_000, 1),
         figures=figures,
-        picture=lambda samples, real: plots.picture(samples["x"], real["x"]),
+        picture=lambda samples, real: plots.titled(plots.cloud(samples["x"], real["x"]), _LEGEND),
     )
 
 
@@ -298,7 +328,12 @@ def _spelled(law: np.ndarray, read: Callable[[Tree], np.ndarray], **facts: objec
     def picture(samples: Tree, real: Tree) -> Image.Image:
         # Frequency of every word, true above, sampled below.
         both = np.stack([law.reshape(-1), table(samples).reshape(-1)])
-        return plots.grid((2 * both / both.max() - 1)[:, None, :, None].repeat(8, 1), columns=1)
+        bars = plots.grid((2 * both / both.max() - 1)[:, None, :, None].repeat(8, 1), columns=1)
+        return plots.titled(
+            bars,
+            "how often each word is found, from never (black) to most (white):",
+            "above the true law, below the samples",
+        )
 
     return Mixed(figures=figures, picture=picture, **facts)
 
@@ -357,8 +392,14 @@ def joint(classes: int = 5) -> Mixed:
     def picture(samples: Tree, real: Tree) -> Image.Image:
         # A needle at each position: its colour is the symbol (grey: masked); left it points along the angle, right it is turned by the rotation.
         turn = 2 * np.arctan2(samples["rotation"][:, 0, 3], samples["rotation"][:, 0, 0])
-        ways = (samples["angle"][:, 0], turn)
-        return _side_by_side([_needles(samples["position"], way, samples["symbol"][:, 0]) for way in ways])
+        ways = {"needles along the angle": samples["angle"][:, 0], "needles turned by the rotation": turn}
+        shown = {
+            title: (samples["position"][:400], way[:400], samples["symbol"][:400, 0]) for title, way in ways.items()
+        }
+        panels = [plots.titled(_needles(*what), title) for title, what in shown.items()]
+        return plots.titled(
+            _side_by_side(panels), "needles at the position, coloured by the symbol: all four tell the same"
+        )
 
     def figures(x: Tree) -> dict[str, float]:
         told = readings(x)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 _GREY, _RED = np.array([205, 212, 222], np.uint8), np.array([208, 78, 58], np.uint8)
 _DISC = [(i, j) for i in range(-3, 4) for j in range(-3, 4) if i * i + j * j <= 9]
@@ -41,15 +41,37 @@ def grid(images: np.ndarray, *, columns: int | None = None, gap: int = 1) -> Ima
     return flat.resize((flat.width * scale, flat.height * scale), Image.Resampling.NEAREST)
 
 
-def cloud(points: np.ndarray, reference: np.ndarray, *, side: int = 480) -> Image.Image:
-    """Points `[n, 2]` in red over real ones in grey, in a square frame set by the real ones."""
-    return next(clouds([points], reference, side=side))
+def cloud(
+    points: np.ndarray, reference: np.ndarray, *, side: int = 480, square: tuple[float, float] | None = None
+) -> Image.Image:
+    """Points `[n, 2]` in red over real ones in grey, in a square frame set by the real ones, or by a square that is drawn."""
+    if square is None:
+        return next(clouds([points], reference, side=side))
+    corners = np.array([[x, y] for x in square for y in square])
+    image = next(clouds([points], reference, side=side, frame=corners))
+    at = [side * (0.5 + sign / 2.4) for sign in (-1, 1)]
+    ImageDraw.Draw(image).rectangle([at[0], at[0], at[1], at[1]], outline=(120, 120, 120))
+    return image
 
 
-def clouds(sets: Iterable[np.ndarray], reference: np.ndarray, *, side: int) -> Iterator[Image.Image]:
+def titled(image: Image.Image, *lines: str) -> Image.Image:
+    """The image under lines of text that say what it shows."""
+    font, line = ImageFont.load_default(size=14), 20
+    width = max(image.width, *(round(font.getlength(text)) + 16 for text in lines))
+    sheet = Image.new("RGB", (width, image.height + line * len(lines) + 10), "white")
+    for i, text in enumerate(lines):
+        ImageDraw.Draw(sheet).text((width / 2, line * i + 15), text, fill=(60, 60, 60), anchor="mm", font=font)
+    sheet.paste(image, ((width - image.width) // 2, line * len(lines) + 10))
+    return sheet
+
+
+def clouds(
+    sets: Iterable[np.ndarray], reference: np.ndarray, *, side: int, frame: np.ndarray | None = None
+) -> Iterator[Image.Image]:
     """A picture for each set of points, all in one frame over one set of real points."""
-    center = (reference.max(0) + reference.min(0)) / 2
-    reach = 0.6 * float((reference.max(0) - reference.min(0)).max())
+    frame = reference if frame is None else frame
+    center = (frame.max(0) + frame.min(0)) / 2
+    reach = 0.6 * float((frame.max(0) - frame.min(0)).max())
     # Twice as fine, then halved: smooth dots.
     real = _dots((reference - center) / reach, 2 * side)
     ground = np.where(real[:, :, None], _GREY, np.uint8(255))
@@ -72,7 +94,13 @@ def _dots(points: np.ndarray, side: int) -> np.ndarray:
 def animate(frames: Sequence[Image.Image], path: Path, *, seconds: float = 4.0, rest: float = 1.5) -> None:
     """Writes frames as a GIF that runs for so many seconds, rests on the last one and starts again."""
     each = max(20, round(1000 * seconds / len(frames)))
-    frames = [frame.convert("P", palette=Image.Palette.ADAPTIVE, colors=64) for frame in frames]
+    # One palette for all, from frames along the way: a palette for each gives a small thing another colour in every frame.
+    some = [frames[i].convert("RGB") for i in np.unique(np.linspace(0, len(frames) - 1, 5).round().astype(int))]
+    sheet = Image.new("RGB", (some[0].width, some[0].height * len(some)))
+    for i, frame in enumerate(some):
+        sheet.paste(frame, (0, i * frame.height))
+    palette = sheet.quantize(256, method=Image.Quantize.FASTOCTREE)
+    frames = [frame.convert("RGB").quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     durations = [each] * (len(frames) - 1) + [round(1000 * rest)]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
 

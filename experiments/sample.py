@@ -51,6 +51,11 @@ def _positive(text: str) -> int:
     return number
 
 
+def parts(text: str) -> list[str]:
+    """The names in a list such as `position, angle`."""
+    return [name.strip() for name in text.split(",")]
+
+
 def load(args: argparse.Namespace) -> tuple[build.Experiment, int, Any]:
     """`(experiment, step, params)` of a workdir: its config with the arguments' changes to the sampler, its averaged parameters."""
     path = args.workdir / "config.json"
@@ -97,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         classes = f"0..{dataset.classes - 1}" if label is not None else "none, since the network is not told the class"
         raise UserError(f"--label {args.label} is not a class of this run; its classes are {classes}")
 
-    more = {} if args.hold is None else {"held": mixed.held(dataset.parts, args.hold.split(","), number)}
+    more = {} if args.hold is None else {"held": mixed.held(dataset.parts, parts(args.hold), number)}
     samples = walks.sampler(experiment)(params, number, seed=args.seed, label=label, **more)
     folder = args.workdir / "samples"
     folder.mkdir(exist_ok=True)

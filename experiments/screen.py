@@ -67,5 +67,6 @@ def report(rows: dict[str, dict], titles: dict[str, str], caption: str) -> None:
     for name, row in rows.items():
         mean, spread = row["floor"]
         simple = [f"{row['baselines'][b]:.3g}" if b in row["baselines"] else "" for b in baselines]
-        sheet.add_row(titles.get(name, name), f"{row['value']:.3g}", f"{mean:.2g} ± {spread:.1g}", *simple)
+        title = titles.get(name, name.replace("_", " "))
+        sheet.add_row(title, f"{row['value']:.3g}", f"{mean:.3g} ± {spread:.1g}", *simple)
     console.print(sheet)

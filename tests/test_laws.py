@@ -413,7 +413,12 @@ def test_self_conditioning_hands_on_every_guess_from_zeros(name):
     end, truth = walk(jax.random.key(1)), jax.tree.map(lambda x: jnp.roll(x, 4, axis=0), narrow)
     jax.tree.map(lambda a, b: np.testing.assert_equal(a.dtype, b.dtype), end, truth)
     distance = case.distance or (lambda a, b: jnp.mean((a != b).astype(jnp.float32)))
-    assert distance(end, truth) < case.clean
+    if "absorbing" in name:  # each symbol stays at the guess that revealed it
+        moves = jnp.stack([jnp.roll(narrow, i, axis=0) for i in range(5)])
+        assert (end[None] == moves).any(0).all()
+        assert (end != narrow).any()
+    else:
+        assert distance(end, truth) < case.clean
 
 
 @each

@@ -10,6 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 LAYERS = [
     "threefry",
+    "pairs",
     "numerics",
     "schedules",
     "processes",

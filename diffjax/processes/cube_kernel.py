@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffjax import numerics
+from diffjax import pairs
 
 
 class Terms(NamedTuple):
@@ -252,7 +252,7 @@ def log_density(x0: Array, xt: Array, sigma: Array) -> Array:
     """`log p(xt | x0)` `[m, n]` of x0 and xt `[m, n]` and sigma `[m, 1]`."""
 
     def images(x0, xt, s):
-        return numerics.log_normal(*numerics.two_sum(xt, -x0), s) + jnp.log(_images(x0, xt, s).total)
+        return pairs.log_normal(*pairs.two_sum(xt, -x0), s) + jnp.log(_images(x0, xt, s).total)
 
     return _either(images, lambda x0, xt, s: jnp.log(_waves(x0, xt, s).density), x0, xt, sigma)
 
@@ -353,7 +353,7 @@ def image_series(x0: Array, xt: Array, sigma: Array, count: int) -> Array:
             beyond.append(j * (j + 2 * i.d) if j >= 0 else -2 * j * ((-j // 2 - 1) + (i.x + i.y_far)))
     scale = -0.5 / (sigma * sigma)
     exponents = jnp.stack([scale * b for b in beyond])
-    return numerics.log_normal(*numerics.two_sum(xt, -x0), sigma) + jax.nn.logsumexp(exponents, axis=0)
+    return pairs.log_normal(*pairs.two_sum(xt, -x0), sigma) + jax.nn.logsumexp(exponents, axis=0)
 
 
 def harmonic_series(x0: Array, xt: Array, sigma: Array, count: int) -> Array:

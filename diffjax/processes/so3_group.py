@@ -22,7 +22,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from diffjax import numerics
-from diffjax.processes.so3_pairs import Pair, pair_product, pair_sum
+from diffjax.pairs import Pair, pair_product, pair_sum
 
 # ----------------------------------------------------------------------------------------- exponential and logarithm
 

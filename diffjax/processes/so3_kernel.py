@@ -35,8 +35,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from diffjax.pairs import Pair, pair_product, pair_square, pair_sum
 from diffjax.processes.so3_group import angle_ratio, series, squared_length
-from diffjax.processes.so3_pairs import Pair, pair_product, pair_square, pair_sum
 
 FLOOR = 1e-6
 """Widths below this, finer than float32 quaternions can hold, are read as this, so that the density stays finite at sigma = 0."""

@@ -28,7 +28,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from diffjax import numerics
+from diffjax import numerics, pairs
 from diffjax.numerics import expand_right
 from diffjax.processes.base import Process
 from diffjax.schedules import Schedule
@@ -90,13 +90,13 @@ def _arc(x0: Array, xt: Array) -> tuple[Array, Array, Array]:
     """The short way from x0 to xt, in [-pi, pi], what rounding took from it, and pi less its length, each to full relative accuracy."""
     high, middle, low = _pi(xt.dtype)
     x0, xt = (jnp.where(jnp.abs(u) <= high, u, _wrap(u)) for u in (x0, xt))  # pi itself is left as exact as it came
-    difference, lost = numerics.two_sum(xt, -x0)
+    difference, lost = pairs.two_sum(xt, -x0)
     lost = jax.lax.stop_gradient(lost)
     side = jnp.where(difference >= 0, jnp.ones_like(difference), -jnp.ones_like(difference))
     # pi less the difference: the first two differences are exact where the two cancel, at the antipode.
     left = side * (((side * high - difference) + (side * middle - lost)) + side * low)
     direct = left >= 0
-    arc, arc_lost = numerics.two_sum(
+    arc, arc_lost = pairs.two_sum(
         jnp.where(direct, difference, difference - side * (2 * high)),
         jnp.where(direct, lost, lost - side * (2 * middle)),
     )
@@ -183,7 +183,7 @@ def _log_density(x0: Array, xt: Array, sigma: Array) -> Array:
     arc, lost, left = _arc(x0, xt)
     _, length, left = _size(arc, left)
     small, near, wide = _regimes(sigma)
-    images = numerics.log_normal(arc, lost, near) + jnp.log1p(sum(_images(length, left, near**2)))
+    images = pairs.log_normal(arc, lost, near) + jnp.log1p(sum(_images(length, left, near**2)))
     waves, _ = _waves(length, wide)
     return jnp.where(small, images, jnp.log1p(waves) - math.log(2 * math.pi))
 
