@@ -69,17 +69,20 @@ def lost(s: ArrayLike, t: ArrayLike, *, schedule: Schedule) -> Array:
     slope = lambda u: jax.jvp(alpha, (u,), (jnp.ones_like(u),))[1]
 
     def integral(nodes, weights):
-        nodes, weights = jnp.asarray(0.5 + 0.5 * nodes, t.dtype), jnp.asarray(0.5 * weights, t.dtype)
-        return (s - t) * jnp.tensordot(weights, jax.vmap(lambda x: slope(s + x * (t - s)))(nodes), 1)
+        # A plain sum: a product of matrices would be rounded to few bits on accelerators.
+        at = lambda x, w: w * slope(s + x * (t - s))
+        rows = (jnp.asarray(0.5 + 0.5 * nodes, t.dtype), jnp.asarray(0.5 * weights, t.dtype))
+        return (s - t) * jnp.sum(jax.vmap(at)(*rows), axis=0)
 
     alpha_s = alpha(s)
     difference = alpha_s - alpha(t)
     coarse, fine = (integral(*rule) for rule in _RULES)
     rounding = _ROUNDING * jnp.finfo(t.dtype).eps * alpha_s
     correction = jnp.clip(fine - difference, -rounding, rounding)
-    converged = jnp.abs(fine - coarse) <= _CONVERGED * jnp.abs(fine)
+    # Where more than half is lost the difference has its digits.
+    better = (jnp.abs(fine - coarse) <= _CONVERGED * jnp.abs(fine)) & (difference < 0.5 * alpha_s)
     # The derivative is that of the difference, which has lost nothing.
-    difference = difference + jax.lax.stop_gradient(jnp.where(converged, correction, jnp.zeros_like(correction)))
+    difference = difference + jax.lax.stop_gradient(jnp.where(better, correction, jnp.zeros_like(correction)))
 
     rest = 1 - alpha(jnp.zeros_like(s))
     rest = jnp.where((s == 0) & (t > 0) & (rest > rounding), rest, jnp.zeros_like(rest))
