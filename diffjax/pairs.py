@@ -17,7 +17,7 @@ Pair = tuple[Array, Array]
 
 
 def two_sum(a: Array, b: Array) -> Pair:
-    """The sum of two floats as a pair: `a + b` rounded, and what rounding took from it.
+    """The sum of two floats as a pair, each part of their common shape: `a + b` rounded, and what rounding took from it.
 
     Example:
       >>> print(*two_sum(jnp.ones(()), jnp.asarray(1e-10)))
@@ -29,7 +29,7 @@ def two_sum(a: Array, b: Array) -> Pair:
 
 
 def pair_sum(a: Pair, b: Pair) -> Pair:
-    """The sum of two pairs.
+    """The sum of two pairs, each part of their common shape.
 
     Example:
       >>> one, small = jnp.ones(()), jnp.asarray(1e-10)
@@ -41,7 +41,7 @@ def pair_sum(a: Pair, b: Pair) -> Pair:
 
 
 def pair_product(a: Array, b: Array) -> Pair:
-    """The product of two floats as a pair. Halves multiply exactly, so that no compiler's fused multiply-add can change it.
+    """The product of two floats as a pair, each part of their common shape. Halves multiply exactly, so that no compiler's fused multiply-add can change it.
 
     Example:
       >>> third = jnp.float32(1 / 3)
@@ -94,6 +94,9 @@ def log_normal(x: Array, lost: Array, sigma: Array) -> Array:
       x: the distance from the mean.
       lost: what rounding took from x, such as `two_sum`'s second part, or 0.
       sigma: > 0.
+
+    Returns:
+      an array of the arguments' common shape, nats.
 
     Example:
       >>> print(round(float(log_normal(jnp.float32(4e-4), jnp.float32(0.0), jnp.float32(1e-4))), 5))  # log(1e4 / sqrt(2 pi)) - 8
