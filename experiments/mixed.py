@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -204,9 +205,10 @@ def rotations() -> Mixed:
         # A normal law of the rotation vector that leads from the mean rotation.
         q = turns["rotations"][~test][:, 0]
         mean = np.linalg.eigh(np.einsum("ni,nj->ij", q, q))[1][:, -1].astype(np.float32)
-        v = np.asarray(so3.log(so3.relative(np.broadcast_to(mean, q.shape), q)))
+        around = lambda n: jnp.broadcast_to(jnp.asarray(mean), (n, 4))
+        v = np.asarray(so3.log(so3.relative(around(len(q)), jnp.asarray(q))))
         drawn = np.random.default_rng(0).multivariate_normal(v.mean(0), np.cov(v.T), number).astype(np.float32)
-        return {"rotations": np.asarray(so3.compose(np.broadcast_to(mean, (number, 4)), so3.exp(drawn)))[:, None]}
+        return {"rotations": np.asarray(so3.compose(around(number), so3.exp(jnp.asarray(drawn))))[:, None]}
 
     return Mixed(
         spaces={"rotations": spaces.rotations(1)},

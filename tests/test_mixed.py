@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import experiments
 from diffjax import networks, samplers, schedules
@@ -354,6 +355,49 @@ def test_measures_notice_a_broken_part():
     assert report["position_agrees"]["value"] < 0.4
     assert report["energy_distance"]["value"] > 10 * abs(report["energy_distance"]["floor"][0])
     assert report["energy_distance_symbol"]["value"] < report["energy_distance_symbol"]["baselines"]["noise"] / 100
+
+
+def test_floors_are_of_as_many_examples_and_baselines_are_weaker_than_data():
+    toy = mixed.joint()
+    small = mixed.Mixed(
+        spaces=toy.spaces,
+        train=mixed.rows(toy.train, np.arange(3_000)),
+        test=mixed.rows(toy.test, np.arange(500)),
+        figures=lambda x: {"count": mixed.size(x)} | toy.figures(x),
+        picture=toy.picture,
+    )
+    report = mixed.measure(small, mixed.rows(toy.test, np.arange(500, 2_500)))
+    assert report["count"]["floor"] == [2_000, 0]  # not the 500 there are: a maximum over groups depends on it
+    assert report["angle_agrees"]["baselines"]["marginals"] < 0.3
+    # Parts that are whole but know nothing of each other.
+    whole, alone = (report[f"energy_distance{part}"]["baselines"]["parts"] for part in ("", "_position"))
+    assert whole > 0.2 > 0.01 > alone
+    # One rotation in an example: drawn alone it would be the data again, so a normal law of its vector is drawn.
+    turns = mixed.rotations()
+    twice = mixed.measure(turns, mixed.rows(turns.train, np.arange(2_000)))["energy_distance_train"]["baselines"]
+    assert twice["normal"] > 0.05
+    assert "marginals" not in twice
+
+
+def test_names_of_parts_may_be_spaced():
+    assert sample.parts("symbol, angle ") == ["symbol", "angle"]
+
+
+def test_an_animation_keeps_small_colours(tmp_path):
+    # A little thing in its colour, beside many shades of another: a palette for each frame would give it one of theirs.
+    sky = np.zeros((64, 64, 3), np.uint8)
+    sky[..., 2] = np.linspace(0, 255, 64)[None].astype(np.uint8)
+    frames = []
+    for i in range(6):
+        frame = sky.copy()
+        frame[30:34, 8 * i : 8 * i + 4] = (70, 165, 75)
+        frames.append(Image.fromarray(frame))
+    plots.animate(frames, tmp_path / "walk.gif")
+    with Image.open(tmp_path / "walk.gif") as gif:
+        for i in range(6):
+            gif.seek(i)
+            seen = np.asarray(gif.convert("RGB"), int)[31, 8 * i + 1]
+            assert np.abs(seen - (70, 165, 75)).max() < 40
 
 
 def test_a_missing_file_is_one_clear_line(tmp_path):
