@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
 
 import experiments
 from diffjax import networks, samplers, schedules
@@ -381,23 +380,6 @@ def test_floors_are_of_as_many_examples_and_baselines_are_weaker_than_data():
 
 def test_names_of_parts_may_be_spaced():
     assert sample.parts("symbol, angle ") == ["symbol", "angle"]
-
-
-def test_an_animation_keeps_small_colours(tmp_path):
-    # A little thing in its colour, beside many shades of another: a palette for each frame would give it one of theirs.
-    sky = np.zeros((64, 64, 3), np.uint8)
-    sky[..., 2] = np.linspace(0, 255, 64)[None].astype(np.uint8)
-    frames = []
-    for i in range(6):
-        frame = sky.copy()
-        frame[30:34, 8 * i : 8 * i + 4] = (70, 165, 75)
-        frames.append(Image.fromarray(frame))
-    plots.animate(frames, tmp_path / "walk.gif")
-    with Image.open(tmp_path / "walk.gif") as gif:
-        for i in range(6):
-            gif.seek(i)
-            seen = np.asarray(gif.convert("RGB"), int)[31, 8 * i + 1]
-            assert np.abs(seen - (70, 165, 75)).max() < 40
 
 
 def test_a_missing_file_is_one_clear_line(tmp_path):
