@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import experiments
 from diffjax import networks, samplers, schedules
@@ -380,6 +381,18 @@ def test_floors_are_of_as_many_examples_and_baselines_are_weaker_than_data():
 
 def test_names_of_parts_may_be_spaced():
     assert sample.parts("symbol, angle ") == ["symbol", "angle"]
+
+
+def test_atoms_keep_their_colours_in_an_animation(twin, tmp_path):
+    frames = [twin.picture(mixed.rows(twin.test, np.arange(12 * i, 12 * i + 12)), twin.test) for i in range(3)]
+    plots.animate(frames, tmp_path / "walk.gif")
+    with Image.open(tmp_path / "walk.gif") as gif:
+        for i, frame in enumerate(frames):
+            gif.seek(i)
+            drawn, shown = np.asarray(frame.convert("RGB"), int), np.asarray(gif.convert("RGB"), int)
+            for ink in crystals._INK.values():  # those of few atoms above all
+                at = np.abs(drawn - ink).max(-1) < 6
+                assert not at.any() or np.abs(shown[at].mean(0) - ink).max() < 15, (i, ink)
 
 
 def test_a_missing_file_is_one_clear_line(tmp_path):
