@@ -119,6 +119,7 @@ def measure(data: Mixed, samples: Tree, *, splits: int = 5, most: int = 2_000) -
     some = lambda x, n: rows(x, rng.permutation(size(x))[:n])
     # Sets need not be of one size, since the distance is estimated without bias.
     pairs = [[some(data.train, number), some(data.test, most)] for _ in range(splits)]
+    # More samples than real examples cost time alone, and their chance is not the model's fault.
     drawn, simple = some(samples, 5_000), _baselines(data, number)
 
     def distance(title: str, names: Sequence[str], pairs: list) -> dict[str, dict]:

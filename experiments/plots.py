@@ -49,7 +49,7 @@ def cloud(
         return next(clouds([points], reference, side=side))
     corners = np.array([[x, y] for x in square for y in square])
     image = next(clouds([points], reference, side=side, frame=corners))
-    at = [side * (0.5 + sign / 2.4) for sign in (-1, 1)]
+    at = [side * (0.5 + sign / 2.4) for sign in (-1, 1)]  # the frame is 1.2 times as wide
     ImageDraw.Draw(image).rectangle([at[0], at[0], at[1], at[1]], outline=(120, 120, 120))
     return image
 

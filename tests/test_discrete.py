@@ -102,7 +102,7 @@ def test_laws_near_the_data_and_over_short_steps_keep_their_digits(name):
     start = 0.5 * math.pi * 0.008 / 1.008
     early = 10 ** rng.uniform(-5, -1, 8)
     for s, t in np.float32([(0.6 * u, u) for u in early] + [(u, u + 2e-4) for u in rng.uniform(0.05, 0.9, 6)]):
-        # 1 - alpha by half angles; the rest is the module's own formula in float64, where nothing cancels.
+        # 1 - alpha by half angles, in float64; then both transition matrices in full, and Bayes' rule.
         gone = [
             2
             * math.sin(0.5 * (0.5 * math.pi - start) * u)

@@ -12,5 +12,6 @@ def config():
     c.data.name = "crystals"
     c.network.features = (512, 512, 512, 512)
     c.sampler.name = "bridge"
-    c.evaluate.num = 8_000  # the rarest of seven triples then has hundreds of cells: of 2,000, chance alone bends its share by 8 points at times
+    # About a thousand cells for each triple: with 2,000 in all, chance alone moves some triple's share of distorted ones by 8 points at times.
+    c.evaluate.num = 8_000
     return c
